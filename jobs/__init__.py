@@ -1,0 +1,1 @@
+"""Command lines: each parses a configuration and calls one pipeline."""

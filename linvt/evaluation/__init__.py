@@ -1,0 +1,1 @@
+"""Benchmarks: questions, prompts, scoring, statistics and reports. Nothing here loads a model."""

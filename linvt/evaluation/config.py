@@ -1,0 +1,93 @@
+"""What an evaluation can be asked for. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MethodName = Literal["linvt", "text_only", "middle_frame", "uniform_frames", "image", "base_image"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Ask a model, or an endpoint, every question of a benchmark, and score the answers."""
+
+    data: tuple[Path, ...]
+    """Annotation files with the questions."""
+    out: Path
+    """Directory for results.jsonl (one line an answer), summary.json, summary.md and chart.png."""
+    model: Path | None = None
+    """Directory of a trained model; its answers come from the frame tokens in --cache."""
+    endpoint: str | None = None
+    """Instead of --model: base URL of an OpenAI-compatible endpoint (http://127.0.0.1:8000/v1)."""
+    benchmark: Literal["qa"] = "qa"
+    """"qa": open or multiple-choice questions, scored by normalised exact match."""
+    format: str = "linvt"
+    """Format of the annotation files."""
+    media_prefix: str = ""
+    """Put before every media name of the annotations to make it the cache's video id, e.g. "videos/"."""
+    cache: str | None = None
+    """With --model: the extraction (its --out) that holds the media's frame tokens."""
+    media_root: Path | None = None
+    """With --endpoint: the directory that the annotations' media paths start from; the endpoint must be allowed to
+    read it."""
+    methods: tuple[MethodName, ...] | None = None
+    """What to compare; by default all that --model or --endpoint offers. Chance is always reported."""
+    max_questions: int | None = None
+    """Only the first so many questions of each kind of media (video, image)."""
+    show_choices: bool = False
+    """List a question's options in its prompt, lettered; then a letter counts as an answer too."""
+    answers: Literal["free", "choices"] = "free"
+    """"free": what the model says. "choices": where a question lists its options, the answer is one of them, the
+    likeliest token by token, so that a method is not judged by whether it knows the format (needs --model)."""
+    max_new_tokens: int = 16
+    """Longest answer, in tokens."""
+    batch_size: int = 32
+    """Questions generated together (with --endpoint: asked at the same time)."""
+    num_workers: int = 0
+    """Ray actors that share the questions; 0: this process, without Ray."""
+    gpus_per_worker: float | None = None
+    """GPUs that Ray reserves for each worker; by default one if the cluster has any."""
+    threads_per_worker: int | None = None
+    """CPU threads of each worker; by default all for one worker, an even share for several."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Weights' type; auto: bfloat16 on a GPU, else float32."""
+    served_model_name: str = "linvt"
+    """With --endpoint: the name of its model."""
+    api_key_env: str | None = None
+    """With --endpoint: the environment variable that holds its API key."""
+    on_existing: Literal["resume", "overwrite", "fail"] = "fail"
+    """What to do with results that --out holds already; resume answers only what is missing."""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError("give either --model or --endpoint")
+        if self.model is not None and self.cache is None:
+            raise ValueError("--model answers from cached frame tokens: give --cache (an extraction's --out)")
+        if self.endpoint is not None and self.media_root is None:
+            raise ValueError("--endpoint reads the media itself: give --media-root (where their paths start)")
+        if self.endpoint is not None and self.num_workers:
+            raise ValueError(
+                "--num-workers goes with --model; an endpoint is asked from this process, --batch-size at once"
+            )
+        if self.endpoint is not None and self.answers != "free":
+            raise ValueError("--answers choices needs the model itself: give --model")
+        if self.batch_size < 1 or self.max_new_tokens < 1 or self.num_workers < 0:
+            raise ValueError("--batch-size and --max-new-tokens must be at least 1, --num-workers at least 0")
+        offered = ENDPOINT_METHODS if self.endpoint is not None else METHOD_KINDS
+        unknown = [method for method in self.methods or () if method not in offered]
+        if unknown:
+            raise ValueError(f"methods {unknown} are not offered here; valid: {list(offered)}")
+
+
+METHOD_KINDS: dict[str, Literal["video", "image"]] = {
+    "linvt": "video",
+    "text_only": "video",
+    "middle_frame": "video",
+    "uniform_frames": "video",
+    "image": "image",
+    "base_image": "image",
+}
+"""The questions that each method answers."""
+
+ENDPOINT_METHODS = ("linvt", "image")
+"""An endpoint is the trained model; the baselines need the image-LLM itself."""

@@ -1,0 +1,100 @@
+"""Answers on disk, one JSON line each, so that an evaluation that stopped goes on where it was."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One method's answer to one question. `prediction` is None where there was no media to ask about."""
+
+    method: str
+    question_id: str
+    media_id: str
+    kind: str
+    family: str
+    question: str
+    answer: str
+    prediction: str | None
+    correct: bool
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.method, self.question_id
+
+
+class ResultLog:
+    """An append-only `results.jsonl` beside `run.json`, which says what the answers were made with."""
+
+    def __init__(
+        self, out: Path, identity: dict[str, Any], *, on_existing: Literal["resume", "overwrite", "fail"]
+    ) -> None:
+        """Opens `out` for writing. Raises ValueError if it holds another run's results, or any under "fail"."""
+        self.path, run_path = out / "results.jsonl", out / "run.json"
+        if run_path.exists() and on_existing == "fail":
+            raise ValueError(f"{out} holds results already; pass --on-existing resume or overwrite, or another --out")
+        if run_path.exists() and on_existing == "overwrite":
+            run_path.unlink()
+            self.path.unlink(missing_ok=True)
+        if run_path.exists():
+            _check_identity(json.loads(run_path.read_text()), identity, out)
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(run_path, json.dumps(identity, indent=1) + "\n")
+        self.results = read_results(self.path)
+        # A line cut short by a crash is dropped from the file too, or the next line would be glued to it.
+        _rewrite(self.path, self.results)
+        self._file = self.path.open("a")
+
+    @property
+    def done(self) -> set[tuple[str, str]]:
+        """(method, question id) of every answer held."""
+        return {result.key for result in self.results}
+
+    def append(self, results: Iterable[Result]) -> None:
+        """Adds answers and has them on disk when it returns."""
+        for result in results:
+            self.results.append(result)
+            self._file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_results(path: Path) -> list[Result]:
+    """The results in a jsonl file, without a last line that a crash cut short. No file is no results."""
+    if not path.exists():
+        return []
+    *lines, _cut_short = path.read_text().split("\n")
+    return [Result(**json.loads(line)) for line in lines]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that readers see all of it or none."""
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _rewrite(path: Path, results: list[Result]) -> None:
+    lines = [json.dumps(asdict(result), ensure_ascii=False) + "\n" for result in results]
+    write_atomically(path, "".join(lines))
+
+
+def _check_identity(found: dict[str, Any], expected: dict[str, Any], out: Path) -> None:
+    expected = json.loads(json.dumps(expected))
+    differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    if differing:
+        pairs = ", ".join(f"{key}: {found.get(key)!r} there, {expected.get(key)!r} now" for key in differing)
+        raise ValueError(
+            f"{out} holds the results of another run ({pairs}); use another --out or --on-existing overwrite"
+        )

@@ -1,0 +1,78 @@
+"""What an extraction can be asked for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from linvt.shards.layout import CacheDtype
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractConfig:
+    """Decode each video once, find its shots, encode its frames, and commit the tokens to shards."""
+
+    videos: str
+    """A folder (searched recursively), a glob, one media file, a list (.txt, one path or URI a line), or an annotation
+    file (.jsonl with "media"); local or any URI that fsspec opens (s3://, gs://, …)."""
+    backbone: str
+    """The image-LLM: 'tiny', a directory, or a hub id. Only its vision part is loaded."""
+    out: str
+    """Where the cache goes: a folder or a URI."""
+    media_root: str | None = None
+    """The folder that relative paths in a list or an annotation file start from; by default the file's own folder."""
+    num_frames: int = 64
+    """Most frames to keep of a video, spread over its shots."""
+    samples_per_shard: int = 64
+    """Inputs per shard."""
+    detector: str = "transnetv2"
+    """Shot detector: 'transnetv2', or 'none' (the whole video is one shot)."""
+    shot_threshold: float = 0.5
+    """Boundary probability from which on a frame ends a shot."""
+    cache_dtype: CacheDtype = "bf16"
+    """How tokens are stored: bfloat16, or int8 with one scale a token."""
+    max_side: int | None = None
+    """Decoded frames are scaled down to at most this many pixels on the longer side; by default what the backbone's
+    image processor can use."""
+    max_candidates: int = 256
+    """Most decoded frames of a video held in memory, evenly spread; the kept frames are chosen among them."""
+    encode_batch_size: int = 16
+    """Frames per forward pass of the vision tower. Batches are made inside a video and padded to this size."""
+    encode_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the vision tower; auto: bfloat16 on a GPU, else float32."""
+    threads_per_worker: int = 1
+    """CPU threads of each worker. Part of what makes the bytes of a shard reproducible, so it is not adapted to the
+    machine."""
+    num_decode_workers: int | None = None
+    """Processes that decode and detect shots; by default one per CPU that feeds no GPU."""
+    num_encode_workers: int | None = None
+    """Processes that encode; by default one per GPU, or one per four CPUs where there is no GPU."""
+    videos_per_task: int = 4
+    """Videos that travel together through Ray: more amortises scheduling, fewer balances long videos better."""
+    stall_timeout_s: float = 4 * 3600.0
+    """Seconds without any finished task after which the job fails; must exceed what the longest videos take."""
+    on_existing: Literal["resume", "overwrite", "fail"] = "fail"
+    """What to do where `out` holds an extraction already: go on with it, remove it first, or stop."""
+    verify_shards: bool = False
+    """On resume, hash every committed shard instead of comparing sizes; reads the whole cache."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_frames",
+            "samples_per_shard",
+            "max_side",
+            "max_candidates",
+            "encode_batch_size",
+            "threads_per_worker",
+            "num_decode_workers",
+            "num_encode_workers",
+            "videos_per_task",
+            "stall_timeout_s",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if not 0 < self.shot_threshold < 1:
+            raise ValueError(f"--shot-threshold must lie between 0 and 1, got {self.shot_threshold}")
+        if self.max_candidates < self.num_frames:
+            raise ValueError(
+                f"--max-candidates ({self.max_candidates}) must be at least --num-frames ({self.num_frames})"
+            )

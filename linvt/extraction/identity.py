@@ -1,0 +1,67 @@
+"""What makes two caches the same: the feature id, and the settings that fix the last bits of a shard."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from linvt.shards.layout import EXTRACTION, LAYOUT_VERSION, CacheDtype
+from linvt.shards.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureSpec:
+    """What the tokens of a video depend on. Caches with equal feature ids may be used for one another."""
+
+    vision_fingerprint: str
+    """Of the vision weights, their configuration and the image preprocessing."""
+    max_side: int
+    max_candidates: int
+    cache_dtype: CacheDtype
+    num_frames: int
+    detector: str
+    """Fingerprint of the shot detector's weights and code."""
+    shot_threshold: float
+    layout_version: int = LAYOUT_VERSION
+
+    @property
+    def feature_id(self) -> str:
+        """32 hex characters."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extraction:
+    """What OUT/extraction.json remembers: everything besides the inputs that decides the bytes of OUT's shards."""
+
+    feature: FeatureSpec
+    samples_per_shard: int
+    encode_batch_size: int
+    encode_dtype: str
+    threads_per_worker: int
+
+    def to_json(self) -> bytes:
+        fields = {"feature_id": self.feature.feature_id, **asdict(self)}
+        return (json.dumps(fields, sort_keys=True, indent=1) + "\n").encode()
+
+    def flat(self) -> dict[str, Any]:
+        fields = asdict(self)
+        return fields.pop("feature") | fields
+
+
+def read_extraction(storage: Storage) -> Extraction:
+    """Raises FileNotFoundError where there is none."""
+    fields = json.loads(storage.read(EXTRACTION))
+    fields.pop("feature_id")
+    return Extraction(**fields | {"feature": FeatureSpec(**fields["feature"])})
+
+
+def require_same(existing: Extraction, asked: Extraction, uri: str) -> None:
+    """Raises ValueError naming the fields in which a cache differs from what is asked of it."""
+    before, now = existing.flat(), asked.flat()
+    different = [f"{name} (there: {before[name]!r}, asked: {now[name]!r})" for name in now if before[name] != now[name]]
+    if different:
+        raise ValueError(
+            f"{uri} holds an extraction with other settings: {'; '.join(different)}. Ask for the same, choose another "
+            "--out, or replace it with --on-existing overwrite"
+        )

@@ -1,0 +1,200 @@
+"""Which media an extraction works on, and under which ids.
+
+A video id is what annotations call the file: its POSIX path relative to the input's root, extension kept. The root is
+the folder that was named, a glob's part before the first wildcard, or --media-root / the folder of a list file.
+"""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+MEDIA_EXTENSIONS = frozenset(
+    {
+        *{".jpeg", ".jpg", ".png", ".webp"},
+        *{".3gp", ".asf", ".avi", ".f4v", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"},
+        *{".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"},
+    }
+)
+_WILDCARDS = frozenset("*?[")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaFile:
+    """One input. Size and modification are what the listing saw; both None for a file that is not there."""
+
+    video_id: str
+    uri: str
+    size_bytes: int | None
+    modified: str | None
+    """Modification time, or an object store's ETag: equal means unchanged, different means look closer."""
+
+
+def list_inputs(videos: str, media_root: str | None = None) -> list[MediaFile]:
+    """Every media file that `videos` names, sorted by video id, each id once.
+
+    Folders and globs give the files with a known media extension, hidden files (.name) left out. A list or annotation
+    file gives every path it names, whatever its extension, also those that do not exist: they end as quarantined rows.
+    Raises ValueError where nothing is found, or where two different files would get one video id.
+    """
+    filesystem, path = _open(videos)
+    suffix = PurePosixPath(path).suffix.lower()
+    if filesystem.isdir(path):
+        found = _below(filesystem, path, _walk(filesystem, path))
+    elif filesystem.isfile(path):
+        if suffix in (".txt", ".jsonl"):
+            found = _listed(filesystem, path, media_root)
+        else:
+            found = [_media_file(filesystem, path, PurePosixPath(path).name, _info(filesystem, path))]
+    elif _WILDCARDS & set(path):
+        found = _globbed(filesystem, path)
+    else:
+        raise ValueError(f"--videos {videos}: no such file or folder; expected a folder, a glob, a .txt or a .jsonl")
+    return _unique(videos, found)
+
+
+def _open(uri: str) -> tuple[AbstractFileSystem, str]:
+    filesystem, path = url_to_fs(uri)
+    return filesystem, path.rstrip("/") or path
+
+
+def _walk(filesystem: AbstractFileSystem, root: str) -> dict[str, Any]:
+    """From the path of every file below `root` to its info."""
+    if not isinstance(filesystem, LocalFileSystem):
+        return filesystem.find(root, detail=True)  # pyright: ignore[reportReturnType]
+    return {path: _info(filesystem, path) for path in _local_files(root, parents=())}
+
+
+def _info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
+    if not isinstance(filesystem, LocalFileSystem):
+        return filesystem.info(path)
+    # fsspec gives a link's own modification time, which stays when the file behind it changes.
+    stat = os.stat(path)
+    return {"type": "file", "size": stat.st_size, "mtime": stat.st_mtime_ns}
+
+
+def _local_files(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
+    """Links are followed, since data sets are often links to a disk elsewhere; but not into a folder's own parents."""
+    real = os.path.realpath(folder)
+    if real in parents:
+        return
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _local_files(entry.path, (*parents, real))
+        elif entry.is_file():
+            yield entry.path
+
+
+def _globbed(filesystem: AbstractFileSystem, pattern: str) -> Iterator[MediaFile]:
+    parts = PurePosixPath(pattern).parts
+    first_wildcard = next(i for i, part in enumerate(parts) if _WILDCARDS & set(part))
+    root = str(PurePosixPath(*parts[:first_wildcard]))
+    if not isinstance(filesystem, LocalFileSystem):
+        matches: dict[str, Any] = filesystem.glob(pattern, detail=True)  # pyright: ignore[reportAssignmentType]
+    elif "**" in pattern:
+        matches_pattern = re.compile(glob_translate(pattern)).match
+        matches = {path: info for path, info in _walk(filesystem, root).items() if matches_pattern(path)}
+    else:
+        matches = {path: _info(filesystem, path) for path in glob.glob(pattern) if os.path.isfile(path)}
+    return _below(filesystem, root, matches)
+
+
+def _below(filesystem: AbstractFileSystem, root: str, files: dict[str, Any]) -> Iterator[MediaFile]:
+    for path, info in files.items():
+        relative = PurePosixPath(path).relative_to(root)
+        is_media = relative.suffix.lower() in MEDIA_EXTENSIONS
+        if is_media and info["type"] != "directory" and not any(part.startswith(".") for part in relative.parts):
+            yield _media_file(filesystem, path, str(relative), info)
+
+
+def _listed(filesystem: AbstractFileSystem, path: str, media_root: str | None) -> Iterator[MediaFile]:
+    """The files that a list or an annotation file names; ids are the paths as written, where they are relative."""
+    root = media_root.rstrip("/") if media_root else filesystem.unstrip_protocol(str(PurePosixPath(path).parent))
+    text = filesystem.cat_file(path).decode("utf-8-sig")  # pyright: ignore[reportAttributeAccessIssue]
+    # Not splitlines(): file names and JSON strings may hold the other characters that it takes for line ends.
+    lines = text.split("\n")
+    names = _annotated_names(path, lines) if path.lower().endswith(".jsonl") else _list_names(lines)
+    root_path = _open(root)[1]
+    for name in dict.fromkeys(names):
+        is_absolute = name.startswith("/") or "://" in name
+        media_filesystem, media_path = _open(name if is_absolute else f"{root}/{_normalised(name)}")
+        if not is_absolute:
+            video_id = _normalised(name)
+        elif PurePosixPath(media_path).is_relative_to(root_path):
+            video_id = str(PurePosixPath(media_path).relative_to(root_path))
+        else:
+            video_id = name
+        try:
+            info = _info(media_filesystem, media_path)
+        except FileNotFoundError:
+            info = None
+        yield _media_file(media_filesystem, media_path, video_id, info)
+
+
+def _list_names(lines: list[str]) -> list[str]:
+    stripped = (line.strip() for line in lines)
+    return [line for line in stripped if line and not line.startswith("#")]
+
+
+def _annotated_names(path: str, lines: list[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+        name = row.get("media") if isinstance(row, dict) else None
+        if not isinstance(name, str) or not name:
+            raise ValueError(f'{path}:{number}: expected an object with a "media" path, got {line.strip()[:80]}')
+        yield name
+
+
+def _normalised(name: str) -> str:
+    """`./a//b.mp4` and `a/b.mp4` are one file."""
+    return str(PurePosixPath(name))
+
+
+def _media_file(filesystem: AbstractFileSystem, path: str, video_id: str, info: dict[str, Any] | None) -> MediaFile:
+    try:
+        video_id.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the file name {path!a} is not valid UTF-8, so no id can be made of it; rename it") from error
+    is_local = isinstance(filesystem, LocalFileSystem)
+    return MediaFile(
+        video_id=video_id,
+        uri=path if is_local else filesystem.unstrip_protocol(path),
+        size_bytes=None if info is None else int(info["size"]),
+        modified=None if info is None else modification(info),
+    )
+
+
+def modification(info: dict[str, Any]) -> str | None:
+    """What of a filesystem's `info` changes when a file does: its ETag if it has one, else its modification time."""
+    for field in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"):
+        if info.get(field) is not None:
+            return str(info[field])
+    return None
+
+
+def _unique(videos: str, found: Iterable[MediaFile]) -> list[MediaFile]:
+    by_id: dict[str, MediaFile] = {}
+    for media in found:
+        known = by_id.setdefault(media.video_id, media)
+        if known.uri != media.uri:
+            raise ValueError(f"--videos {videos}: {known.uri} and {media.uri} would both be {media.video_id!r}")
+    if not by_id:
+        raise ValueError(
+            f"--videos {videos}: no media found; expected files with one of "
+            f"{sorted(MEDIA_EXTENSIONS)}, or a .txt list of files with other names"
+        )
+    return [by_id[video_id] for video_id in sorted(by_id)]

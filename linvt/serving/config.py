@@ -1,0 +1,85 @@
+"""What the endpoint can be told when it starts."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """An OpenAI-compatible endpoint for a trained model, until SIGINT or SIGTERM."""
+
+    model: Path
+    """Directory of a trained model (linvt.safetensors, config.json, adapter/); it names its image-LLM."""
+    served_model_name: str = "linvt"
+    """What requests call the model."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs --api-key-env, or --allow-anonymous."""
+    port: int = 8000
+    """Port to listen on."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the API key which clients must send."""
+    allow_anonymous: bool = False
+    """Serve without an API key on an address that others can reach."""
+    num_replicas: int = 1
+    """Copies of the model."""
+    num_cpus: float = 1.0
+    """CPUs that Ray reserves for each replica."""
+    num_gpus: float | None = None
+    """GPUs that Ray reserves for each replica; by default one if the cluster has any."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Weights' type; auto: bfloat16 on a GPU, else float32."""
+    num_frames: int | None = None
+    """Frames sampled per video where the request does not say (media_io_kwargs.video); by default as many as the model
+    was trained on."""
+    max_frames: int = 256
+    """Most frames a request may ask for."""
+    detector: Literal["transnetv2", "none"] = "transnetv2"
+    """Shot detector."""
+    max_new_tokens: int = 256
+    """Longest answer, in tokens; requests may ask for less."""
+    allowed_media_dir: tuple[Path, ...] = ()
+    """Directories below which file:// URLs may read. None by default."""
+    allowed_media_host: tuple[str, ...] = ()
+    """Hosts (name or name:port) that http(s) URLs may reach although their addresses are private."""
+    max_media_mb: int = 256
+    """Largest video or image of a request."""
+    max_duration_s: float = 3 * 3600.0
+    """Longest video of a request."""
+    max_frame_megapixels: float = 40.0
+    """Largest video frame of a request."""
+    max_media_parts: int = 16
+    """Most videos and images in a request."""
+    fetch_timeout_s: float = 60.0
+    """Longest download of one video or image."""
+    num_decoders: int = 2
+    """Videos that each replica decodes at a time, each in a process of its own."""
+    decode_timeout_s: float = 600.0
+    """Longest decoding of one video, after which its process is killed."""
+    max_queued_requests: int = 16
+    """Requests that may wait for a replica; one more is answered 503 with Retry-After."""
+    cache_gb: float = 4.0
+    """Memory for encoded videos, per replica."""
+
+    def __post_init__(self) -> None:
+        if not 0 < (self.num_frames or 1) <= self.max_frames:
+            raise ValueError(f"expected 0 < --num-frames ≤ --max-frames, got {self.num_frames} and {self.max_frames}")
+        if min(self.num_replicas, self.num_decoders, self.max_new_tokens) < 1 or self.max_queued_requests < 0:
+            raise ValueError(
+                "--num-replicas, --num-decoders and --max-new-tokens must be at least 1, --max-queued-requests 0"
+            )
+        if not (_is_loopback(self.host) or self.api_key_env or self.allow_anonymous):
+            raise ValueError(
+                f"--host {self.host} lets other machines in: name the variable with their API key (--api-key-env), "
+                "or say --allow-anonymous"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

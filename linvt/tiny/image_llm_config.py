@@ -1,0 +1,26 @@
+"""How the tiny image-LLM is trained. Imports no torch, so that `--help` is quick."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLLMTrainConfig:
+    out: str
+    """Directory to write: a Hugging Face model directory plus `training.json`."""
+    init_from: str | None = None
+    """A model directory to go on from; by default random weights."""
+    freeze_vision: bool = False
+    """Leave the vision tower and the projector as they are: caches of frame tokens stay valid."""
+    steps: int = 4000
+    batch_size: int = 48
+    questions_per_image: int = 12
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    patch_loss_weight: float = 0.5
+    """Weight of the per-patch auxiliary loss."""
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 500
+    eval_images: int = 250
+    threads: int = 2

@@ -1,0 +1,204 @@
+"""One streaming pass over a video: every frame for the shot detector, its time, and candidates for the encoder."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO, cast
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from linvt.video.candidates import CandidateCollector
+from linvt.video.clock import PresentationClock
+from linvt.video.geometry import DETECTOR_SCALER, PICTURE_SCALER, Orientation, PictureRenderer, fit
+from linvt.video.image import decode_image, is_image
+from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH, DecodedVideo, MediaError, MediaInfo
+
+_READ_SIZE_BYTES = 1 << 20
+
+
+def decode_video(
+    source: str | Path | BinaryIO, *, max_side: int, max_candidates: int, num_threads: int = 1
+) -> DecodedVideo:
+    """Decodes a local file, or a seekable binary file from its start, once; an image becomes a one-frame video.
+
+    The result is a function of the bytes alone: the format is found from the content, never from the name, and nothing
+    that the media refers to (playlists, URLs) is opened.
+
+    - Stream: the first video stream that is not an attached picture (cover art).
+    - Damage: packets that the decoder refuses are skipped and counted (`info.num_bad_packets`); where the container
+      itself becomes unreadable, decoding ends with the frames before. If no frame is left, or fewer frames than bad
+      packets, the media is bad.
+    - Size and upright position come from the first frame; later ones are stretched to it.
+
+    Args:
+        max_side: longest side of the candidates, in pixels; smaller media are not enlarged.
+        max_candidates: most frames to keep at that size.
+        num_threads: decoder threads. Valid streams decode to the same frames with any number of them, broken ones
+            may not.
+
+    Raises:
+        MediaError: the media is bad.
+        OSError: it could not be read (FileNotFoundError, a storage fault, …).
+        ValueError: max_side, max_candidates or num_threads is below 1.
+    """
+    for name, value in (("max_side", max_side), ("max_candidates", max_candidates), ("num_threads", num_threads)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(source, "rb")) if isinstance(source, str | Path) else source
+        file.seek(0)
+        head = file.read(16)
+        file.seek(0)
+        if not head:
+            raise MediaError("open", "EmptyFile", "the file has 0 bytes")
+        if is_image(head):
+            return decode_image(file, max_side=max_side)
+        try:
+            return _decode_stream(file, max_side, max_candidates, num_threads)
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError as error:  # reading is ours, so what FFmpeg itself reports is about the content
+            raise MediaError("decode", type(error).__name__, _describe(error)) from error
+
+
+def _decode_stream(file: BinaryIO, max_side: int, max_candidates: int, num_threads: int) -> DecodedVideo:
+    with _opened(file) as container:
+        stream = _video_stream(container)
+        stream.codec_context.thread_count = num_threads
+        assert stream.time_base is not None
+        clock = PresentationClock(
+            time_base=stream.time_base,
+            start_s=None if container.start_time is None else container.start_time / av.time_base,
+            nominal_fps=stream.guessed_rate or stream.average_rate,
+        )
+        packets = _PacketReader(container, stream)
+        frames = packets.frames()
+        first = next(frames, None)
+        if first is None:
+            raise MediaError("decode", "NoFrames", f"no frame could be decoded; {packets.problem}")
+
+        orientation = Orientation.of(first)
+        aspect = float(stream.sample_aspect_ratio or 1)
+        width, height = orientation.swap(max(1, round(first.width * aspect)), first.height)
+        detector_view = PictureRenderer(DETECTOR_WIDTH, DETECTOR_HEIGHT, orientation, DETECTOR_SCALER)
+        encoder_view = PictureRenderer(*fit(width, height, max_side), orientation, PICTURE_SCALER)
+        collector = CandidateCollector(max_candidates, encoder_view)
+        pixel_format = first.format.name
+        thumbnails, timestamps_s = bytearray(), []
+        for index, frame in enumerate(itertools.chain([first], frames)):
+            thumbnail = detector_view(frame)
+            thumbnails += thumbnail.data
+            timestamps_s.append(clock.time_s(frame.pts, frame.duration or 0))
+            collector.add(index, frame, thumbnail)
+        pool = collector.finish()
+        num_frames = len(timestamps_s)
+        if packets.num_bad > num_frames:
+            raise MediaError(
+                "decode",
+                "MostlyCorrupt",
+                f"{packets.num_bad} packets could not be decoded, only {num_frames} frames could; {packets.problem}",
+            )
+        info = MediaInfo(
+            kind="video",
+            container=container.format.name,
+            codec=stream.codec.name,
+            pixel_format=pixel_format,
+            width=width,
+            height=height,
+            rotation_deg=orientation.rotation_deg,
+            num_frames=num_frames,
+            duration_s=clock.end_s,
+            average_fps=num_frames / (clock.end_s - timestamps_s[0]),
+            start_s=clock.start_s or 0.0,
+            num_bad_packets=packets.num_bad,
+        )
+    detector_frames = np.frombuffer(thumbnails, np.uint8).reshape(num_frames, DETECTOR_HEIGHT, DETECTOR_WIDTH, 3)
+    return DecodedVideo(
+        info=info,
+        detector_frames=detector_frames,
+        timestamps_s=np.array(timestamps_s, np.float64),
+        pool=pool,
+    )
+
+
+def _opened(file: BinaryIO) -> InputContainer:
+    # Without its name, so that the content alone decides on the format; without protocols, so that no playlist can
+    # make the decoder open another file or address.
+    nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
+    options = {"protocol_whitelist": ""}
+    try:
+        container = av.open(
+            nameless, "r", container_options=options, metadata_errors="replace", buffer_size=_READ_SIZE_BYTES
+        )
+        return cast(InputContainer, container)
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError as error:
+        raise MediaError("open", type(error).__name__, _describe(error)) from error
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise MediaError("open", "DecoderNotFoundError", f"no decoder for video stream {stream.index}")
+            return stream
+    kinds = {"attached picture" if stream.type == "video" else str(stream.type) for stream in container.streams}
+    raise MediaError(
+        "open", "NoVideoStream", f"{container.format.name} without a video stream; it has: {sorted(kinds) or 'nothing'}"
+    )
+
+
+class _PacketReader:
+    """Frames of one stream in presentation order, past damaged packets."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self._container = container
+        self._stream = stream
+        self.num_bad = 0
+        self.problem = "the stream has no packets"
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        for packet in self._packets():
+            # An empty packet stands for "as before" (AVI); to the decoder it would mean the end of the stream.
+            if packet.size > 0:
+                yield from self._decode(packet)
+        yield from self._decode(None)
+
+    def _packets(self) -> Iterator[av.Packet]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.MemoryError:
+                raise
+            except av.error.FFmpegError as error:
+                self._count(error)
+                return
+            if packet is None:
+                return
+            yield packet
+
+    def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        try:
+            return self._stream.codec_context.decode(packet)
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            self._count(error)
+            return []
+
+    def _count(self, error: av.error.FFmpegError) -> None:
+        self.num_bad += 1
+        self.problem = f"last problem: {type(error).__name__}: {_describe(error)}"
+
+
+def _describe(error: av.error.FFmpegError) -> str:
+    return str(error.strerror or error)

@@ -1,0 +1,66 @@
+"""Still images (png, jpg, webp) as one-frame videos, through Pillow: it knows EXIF, palettes and CMYK."""
+
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from linvt.video.candidates import CandidatePool
+from linvt.video.geometry import Orientation, fit
+from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH, DecodedVideo, MediaError, MediaInfo
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+_ORIENTATION_TAG = 0x0112
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins with `head` (16 bytes) is one of `FORMATS`."""
+    return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def decode_image(file: BinaryIO, *, max_side: int) -> DecodedVideo:
+    """The image upright and in RGB (alpha dropped), as image processors load it; of an animation, the first frame.
+
+    Raises MediaError for a broken or truncated image and for one above Pillow's limit on pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=FORMATS)
+            container, mode = str(image.format).lower(), image.mode
+            orientation = Orientation.of_exif(image.getexif().get(_ORIENTATION_TAG))
+            image.load()
+    except UnidentifiedImageError as error:
+        raise MediaError("open", "UnidentifiedImageError", "begins like an image but has no readable header") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError("open", type(error).__name__, str(error)) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow reports broken pixels as OSError without errno; one with errno is the storage's.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise MediaError("decode", type(error).__name__, str(error)) from error
+
+    image = Image.fromarray(orientation.upright(np.asarray(image.convert("RGB"))))
+    info = MediaInfo(
+        kind="image",
+        container=container,
+        codec=container,
+        pixel_format=mode.lower(),
+        width=image.width,
+        height=image.height,
+        rotation_deg=orientation.rotation_deg,
+        num_frames=1,
+        duration_s=0.0,
+        average_fps=0.0,
+        start_s=0.0,
+        num_bad_packets=0,
+    )
+    detector_frame = image.resize((DETECTOR_WIDTH, DETECTOR_HEIGHT), Image.Resampling.BICUBIC)
+    picture = image.resize(fit(image.width, image.height, max_side), Image.Resampling.BICUBIC)
+    return DecodedVideo(
+        info=info,
+        detector_frames=np.asarray(detector_frame)[None],
+        timestamps_s=np.zeros(1, np.float64),
+        pool=CandidatePool([0], [np.asarray(picture)]),
+    )

@@ -1,0 +1,352 @@
+"""A frozen (or LoRA-adapted) LLM that reads video tokens.
+
+Shape legend: V videos, T frames, N tokens a frame, B sequences, Q visual tokens of a sequence, L sequence length,
+C hidden size.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from linvt.backbones import Backbone, load_backbone
+from linvt.lora import load_lora
+from linvt.losses import ContrastiveHead
+from linvt.shards import CachedVideo
+from linvt.training.batches import IGNORE_INDEX, Batch, TokenSequence, pad_ids, relative_times, token_sequence
+from linvt.video_tokenizer import LinVTConfig, VideoTokens, build_video_tokenizer
+
+FORMAT = "linvt-video-llm"
+
+
+# No slots: DeepSpeed's ZeRO 3 looks into what a module returns by its __dict__.
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Sums, not means: only the caller knows how many answer tokens the other ranks hold."""
+
+    answer_nll: Tensor
+    """Summed over answer tokens."""
+    answer_tokens: Tensor
+    contrastive: Tensor | None
+    """Mean over this rank's videos; None without captions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    timestamp_s: float
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    text: str
+    evidence: tuple[Moment, ...]
+    """One entry a frame, in time; weights sum to 1."""
+    map: Tensor | None = None
+    """[Q, T·N], the composed map W: `map @ frame_tokens` are the video tokens."""
+    num_prompt_tokens: int = 0
+    num_answer_tokens: int = 0
+
+
+class VideoLLM(nn.Module):
+    """`backbone` needs its "llm" part; with "vision" too it also serves raw frames."""
+
+    def __init__(self, backbone: Backbone, video_tokenizer: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.video_tokenizer: Any = video_tokenizer
+        self.contrastive: ContrastiveHead | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Output:
+        """Next-token loss on answers; with captions and a contrastive head, the alignment loss too."""
+        visual, contrastive = self._visual_tokens(batch)
+        hidden_MC, labels_M = self._answer_states(batch.sequences, visual)
+        logits_MV = self.backbone.head(hidden_MC).float()
+        nll = F.cross_entropy(logits_MV, labels_M, reduction="sum")
+        return Output(
+            answer_nll=nll, answer_tokens=torch.tensor(len(labels_M), device=nll.device), contrastive=contrastive
+        )
+
+    def _visual_tokens(self, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
+        visual: list[Tensor] = []
+        contrastive = None
+        count = batch.num_video_sequences
+        if count:
+            out = self.encode_instructions(
+                batch.tokens,
+                batch.instructions,
+                batch.instruction_mask,
+                frame_mask=batch.frame_mask,
+                times=batch.times,
+                video_index=batch.media_index[:count],
+            )
+            visual += [tokens[mask] for tokens, mask in zip(out.tokens, out.mask)]
+            if self.contrastive is not None and batch.captions.shape[1]:
+                contrastive = self._contrastive_loss(batch, out)
+        visual += [batch.images[i].to(self.backbone.dtype) for i in batch.media_index[count:].tolist()]
+        return visual, contrastive
+
+    def encode_instructions(
+        self, tokens: Tensor, instructions: Tensor, instruction_mask: Tensor, **video: Any
+    ) -> VideoTokens:
+        """Video tokens for instruction ids [B, L]; see `LinVT.forward` for the rest."""
+        text = self.backbone.embed(instructions)
+        return self.video_tokenizer(tokens.to(self.backbone.dtype), text, text_mask=instruction_mask, **video)
+
+    def _contrastive_loss(self, batch: Batch, out: VideoTokens) -> Tensor:
+        assert self.contrastive is not None
+        # The first sequence of each video stands for it.
+        index_V = batch.media_index[: batch.num_video_sequences]
+        first_V = torch.stack([(index_V == v).nonzero()[0, 0] for v in range(len(batch.tokens))])
+        mask_VQ1 = out.mask[first_V][..., None].to(out.tokens.dtype)
+        video_VC = (out.tokens[first_V] * mask_VQ1).sum(1) / mask_VQ1.sum(1)
+        with torch.no_grad():
+            states_VLC = self.backbone.hidden_states(self.backbone.embed(batch.captions), batch.caption_mask)
+            mask_VL1 = batch.caption_mask[..., None].to(states_VLC.dtype)
+            caption_VC = (states_VLC * mask_VL1).sum(1) / mask_VL1.sum(1)
+        return self.contrastive(video_VC, caption_VC, batch.video_ids)
+
+    def _answer_states(self, sequences: Sequence[TokenSequence], visual: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden states [M, C] that predict the M labelled tokens, and these labels [M]."""
+        rows, labels = [], []
+        for sequence, media_QC in zip(sequences, visual):
+            rows.append(self._splice([sequence.before, sequence.after], [media_QC]))
+            prefix = len(sequence.before) + len(media_QC)
+            labels.append(torch.tensor([*[IGNORE_INDEX] * prefix, *sequence.labels]))
+        embeds_BLC = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        labels_BL = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
+        lengths_B = torch.tensor([len(row) for row in rows])
+        mask_BL = (torch.arange(embeds_BLC.shape[1]) < lengths_B[:, None]).to(self.device)
+        hidden_BLC = self.backbone.hidden_states(embeds_BLC, mask_BL)
+        targets_BL = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE_INDEX).to(self.device)
+        answered_BL = targets_BL != IGNORE_INDEX
+        return hidden_BLC[answered_BL], targets_BL[answered_BL]
+
+    def _splice(self, segments: Sequence[Sequence[int]], media: Sequence[Tensor]) -> Tensor:
+        """[L, C]: text segments with media [Q, C] between them."""
+        if len(segments) != len(media) + 1:
+            raise ValueError(f"{len(media)} media need {len(media) + 1} text segments, got {len(segments)}")
+        pieces: list[Tensor] = []
+        for i, segment in enumerate(segments):
+            pieces.append(self.backbone.embed(torch.tensor(segment, dtype=torch.long, device=self.device)))
+            if i < len(media):
+                pieces.append(media[i].to(pieces[0].dtype))
+        return torch.cat(pieces)
+
+    # -- answering --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def video_tokens(self, video: CachedVideo, instruction: str, *, return_map: bool = False) -> VideoTokens:
+        """What the LLM gets to see of a video under an instruction: `VideoTokens` with B = 1."""
+        ids, mask = pad_ids([self.backbone.text_ids(instruction)], self.backbone.pad_id)
+        return self.encode_instructions(
+            video.tokens[None].to(self.device),
+            ids.to(self.device),
+            mask.to(self.device),
+            times=relative_times(video)[None].to(self.device),
+            return_map=return_map,
+        )
+
+    @torch.no_grad()
+    def answer_batch(
+        self, items: Sequence[tuple[CachedVideo, str]], *, max_new_tokens: int = 32, **sampling: Any
+    ) -> list[str]:
+        """Answers to (video or image, question) pairs, generated together."""
+        prompts = [
+            ([{"role": "user", "content": [{"type": media.kind}, {"type": "text", "text": question}]}], [media])
+            for media, question in items
+        ]
+        ids = self.generate_batch(prompts, max_new_tokens=max_new_tokens, **sampling)
+        return [self.backbone.decode(row) for row in ids]
+
+    @torch.no_grad()
+    def generate_batch(
+        self,
+        prompts: Sequence[tuple[Sequence[dict[str, Any]], Sequence[CachedVideo]]],
+        *,
+        max_new_tokens: int,
+        **sampling: Any,
+    ) -> list[list[int]]:
+        """New token ids for conversations with media. Media parts and `media` go together in order.
+
+        A video is tokenized under the text of the last user turn; images enter as they are; a part with kind "video"
+        but raw frames can be given as several images.
+        """
+        rows = [self._prompt_embeds(messages, media) for messages, media in prompts]
+        length = max(len(row) for row in rows)
+        embeds = torch.stack([F.pad(row, (0, 0, length - len(row), 0)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(length) >= length - lengths[:, None]
+        return self.backbone.generate(embeds, mask.to(self.device), max_new_tokens=max_new_tokens, **sampling)
+
+    def _prompt_embeds(self, messages: Sequence[dict[str, Any]], media: Sequence[CachedVideo]) -> Tensor:
+        instruction = instruction_of(messages)
+        visual = [
+            item.tokens[0].to(self.device)
+            if item.kind == "image"
+            else self._valid_tokens(self.video_tokens(item, instruction))
+            for item in media
+        ]
+        return self._splice(self.backbone.prompt(messages).segments, visual)
+
+    @staticmethod
+    def _valid_tokens(out: VideoTokens) -> Tensor:
+        return out.tokens[0][out.mask[0]]
+
+    def answer(
+        self, video: CachedVideo, question: str, *, max_new_tokens: int = 32, return_map: bool = False, **sampling: Any
+    ) -> Answer:
+        """Answers one question about a video, with the moments that the answer came from.
+
+        Evidence: the exact map W says how much of each frame every video token holds; the gradient of the answer's
+        log-probability, times the token, says how much the answer hung on each video token. Their product, summed over
+        patches and normalised, is a frame's weight.
+        """
+        (ids,) = self.generate_batch(
+            [([{"role": "user", "content": [{"type": video.kind}, {"type": "text", "text": question}]}], [video])],
+            max_new_tokens=max_new_tokens,
+            **sampling,
+        )
+        text = self.backbone.decode(ids)
+        sequence = token_sequence(self.backbone, question, text or None, kind=video.kind)
+        if video.kind == "image":
+            tokens_QC, weights = video.tokens[0].to(self.device, self.backbone.dtype), None
+            evidence: tuple[Moment, ...] = (Moment(timestamp_s=float(video.timestamps_s[0]), weight=1.0),)
+        else:
+            out = self.video_tokens(video, question, return_map=True)
+            assert out.map is not None
+            tokens_QC, weights = self._valid_tokens(out), out.map[0][out.mask[0]]
+            use_Q = self._token_use(sequence, tokens_QC)
+            frame_weights_T = (use_Q @ weights).reshape(len(video.tokens), -1).sum(-1)
+            frame_weights_T = frame_weights_T / frame_weights_T.sum()
+            evidence = tuple(
+                Moment(timestamp_s=float(t), weight=float(w)) for t, w in zip(video.timestamps_s, frame_weights_T)
+            )
+        return Answer(
+            text=text,
+            evidence=evidence,
+            map=weights if return_map else None,
+            num_prompt_tokens=len(sequence.before) + len(tokens_QC) + len(sequence.labels) - _count_labels(sequence),
+            num_answer_tokens=len(ids),
+        )
+
+    def _token_use(self, sequence: TokenSequence, tokens_QC: Tensor) -> Tensor:
+        """[Q], non-negative, sums to 1: |gradient × token| of the answer's log-probability."""
+        if not _count_labels(sequence):
+            return torch.full((len(tokens_QC),), 1 / len(tokens_QC), device=tokens_QC.device)
+        with torch.enable_grad():
+            leaf_QC = tokens_QC.detach().clone().requires_grad_(True)
+            hidden_MC, labels_M = self._answer_states([sequence], [leaf_QC])
+            nll = F.cross_entropy(self.backbone.head(hidden_MC).float(), labels_M)
+            (gradient_QC,) = torch.autograd.grad(nll, leaf_QC)
+        use_Q = (gradient_QC * leaf_QC.detach()).sum(-1).abs().float()
+        return use_Q / use_Q.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+    # -- artifacts --------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path, *, extraction: dict[str, Any] | None = None) -> None:
+        """Writes `config.json`, `linvt.safetensors` and, with LoRA, `adapter/`. The image-LLM stays where it is.
+
+        `extraction` records how the frames that this model was trained on were made. The configuration is written
+        last and renamed into place: a directory without it is unfinished.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.contiguous() for name, tensor in self.video_tokenizer.state_dict().items()}
+        save_file(state, directory / "linvt.safetensors", metadata={"format": "pt"})
+        image_llm = self.backbone.model
+        adapter = isinstance(image_llm, PeftModel)
+        if adapter:
+            image_llm.save_pretrained(str(directory / "adapter"))
+            # PEFT's model card is a form with nothing filled in.
+            (directory / "adapter" / "README.md").unlink(missing_ok=True)
+        config = {
+            "format": FORMAT,
+            "version": 1,
+            "backbone": self.backbone.name,
+            "video_tokenizer": dataclasses.asdict(self.video_tokenizer.config),
+            "adapter": adapter,
+            "extraction": extraction or {},
+        }
+        unfinished = directory / "config.json.tmp"
+        with open(unfinished, "w") as file:
+            file.write(json.dumps(config, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(directory / "config.json")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        parts: Sequence[str] = ("vision", "llm"),
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        backbone: str | None = None,
+    ) -> "VideoLLM":
+        """Brings a saved model back. `backbone` overrides where its image-LLM is found."""
+        directory = Path(directory)
+        config = read_model_config(directory)
+        loaded = load_backbone(backbone or config["backbone"], parts=parts, dtype=dtype, device=device)
+        tokenizer_config = video_tokenizer_config(config["video_tokenizer"])
+        if tokenizer_config.hidden_size != loaded.hidden_size:
+            raise ValueError(
+                f"{directory} was trained for C = {tokenizer_config.hidden_size}, "
+                f"{loaded.name} has C = {loaded.hidden_size}"
+            )
+        if config["adapter"]:
+            load_lora(loaded, directory / "adapter")
+        video_tokenizer = build_video_tokenizer(tokenizer_config)
+        video_tokenizer.load_state_dict(load_file(directory / "linvt.safetensors"))
+        model = cls(loaded, video_tokenizer.to(device=device, dtype=dtype))
+        return model.eval().requires_grad_(False)
+
+
+def read_model_config(directory: Path) -> dict[str, Any]:
+    """The `config.json` of a saved model. Raises ValueError if there is none or it is another program's."""
+    file = Path(directory) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{directory}: no config.json; expected a directory that VideoLLM.save_pretrained wrote")
+    config = json.loads(file.read_text())
+    if config.get("format") != FORMAT or config.get("version") != 1:
+        raise ValueError(
+            f"{file}: format {config.get('format')!r} version {config.get('version')}, expected {FORMAT} 1"
+        )
+    return config
+
+
+def video_tokenizer_config(fields: dict[str, Any]) -> LinVTConfig:
+    """From JSON, which has no tuples."""
+    typed: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return LinVTConfig(**typed)
+
+
+def instruction_of(messages: Sequence[dict[str, Any]]) -> str:
+    """The text of the last user turn, which is what conditions the video tokens."""
+    for message in reversed(messages):
+        if message["role"] == "user":
+            content = message["content"]
+            if isinstance(content, str):
+                return content
+            return " ".join(part["text"] for part in content if part["type"] == "text")
+    raise ValueError("the conversation has no user turn")
+
+
+def _count_labels(sequence: TokenSequence) -> int:
+    return sum(label != IGNORE_INDEX for label in sequence.labels)

@@ -1,0 +1,114 @@
+"""TTA, text-conditioned token aggregation (paper sec. 3.2), and the linear aggregation that ends it.
+
+Shape legend: B instructions, V videos, Q queries, P pooled tokens, L text tokens, C hidden size, H heads, D = C / H.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from linvt.video_tokenizer.attention import Attention
+from linvt.video_tokenizer.config import LinVTConfig
+
+_TIME_FREQUENCIES = 16
+
+
+class AggregatorLayer(nn.Module):
+    """Self-attention within a scale, cross-attention to its visual tokens, cross-attention to the text."""
+
+    def __init__(self, config: LinVTConfig):
+        super().__init__()
+        c, h = config.hidden_size, config.num_heads
+        self.self_norm, self.self_attention = nn.LayerNorm(c), Attention(c, h)
+        self.visual_norm, self.visual_attention = nn.LayerNorm(c), Attention(c, h)
+        if config.text_condition:
+            self.text_norm, self.text_attention = nn.LayerNorm(c), Attention(c, h)
+
+
+class Aggregator(nn.Module):
+    """Scale-specific learnable queries through shared layers; returns the weights, never a transformed value."""
+
+    def __init__(self, config: LinVTConfig):
+        super().__init__()
+        self.config = config
+        c, h = config.hidden_size, config.num_heads
+        self.queries = nn.ParameterList(nn.Parameter(torch.randn(q, c) * 0.02) for q in config.num_queries)
+        self.key_norm = nn.LayerNorm(c)
+        if config.time_in_keys:
+            self.time = nn.Linear(2 * _TIME_FREQUENCIES, c, bias=False)
+        if config.time_anchored_queries:
+            # One width per query and head; exp() keeps it positive. At the start a query covers its share of time.
+            self.log_widths = nn.ParameterList(
+                nn.Parameter(torch.full((h, q), math.log(0.5 / q))) for q in config.num_queries
+            )
+        self.layers = nn.ModuleList(AggregatorLayer(config) for _ in range(config.num_layers))
+        if config.text_condition:
+            self.text_key_norm = nn.LayerNorm(c)
+        self.out_norm = nn.LayerNorm(c)
+        self.weight_query = nn.Linear(c, c)
+        self.weight_key = nn.Linear(c, c)
+        if config.time_anchored_queries:
+            # Zero logits but for the anchors: an untrained LinVT is multi-scale temporal average pooling.
+            nn.init.zeros_(self.weight_query.weight)
+            nn.init.zeros_(self.weight_query.bias)
+
+    def time_encoding(self, times: Tensor) -> Tensor:
+        """[..., C] for times in [0, 1]."""
+        frequencies = math.pi * 2.0 ** torch.linspace(0, 7, _TIME_FREQUENCIES, device=times.device)
+        angles = times[..., None].float() * frequencies
+        return self.time(torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.time.weight.dtype))
+
+    def forward(
+        self,
+        scale: int,
+        pooled_VPC: Tensor,
+        bias_VP: Tensor,
+        times_VP: Tensor,
+        text_BLC: Tensor | None,
+        text_mask_BL: Tensor | None,
+        video_index_B: Tensor,
+    ) -> Tensor:
+        """W [B, Q, P]: the mean over heads of softmax(W_q Q · W_k T̄ᵀ / √D + bias). Rows sum to 1.
+
+        `bias_VP` is the logarithm of each pooled token's weight, -inf where there is none.
+        """
+        config = self.config
+        valid_VP = bias_VP > float("-inf")
+        keys_VPC = self.key_norm(pooled_VPC)
+        anchors_Q = self._anchors(scale)
+        stream = self.queries[scale]
+        if config.time_in_keys:
+            keys_VPC = keys_VPC + self.time_encoding(times_VP).to(keys_VPC.dtype)
+            if config.time_anchored_queries:
+                stream = stream + self.time_encoding(anchors_Q)
+        stream = stream.expand(video_index_B.shape[0], -1, -1)
+        valid_BP = valid_VP[video_index_B]
+        text_keys = self.text_key_norm(text_BLC) if config.text_condition and text_BLC is not None else None
+        for layer in self.layers:
+            assert isinstance(layer, AggregatorLayer)
+            normed = layer.self_norm(stream)
+            stream = stream + layer.self_attention(normed, normed)
+            # Visual keys and values depend on the video alone: made once, however many questions it gets.
+            keys, values = layer.visual_attention.keys_values(keys_VPC, keys_VPC)
+            stream = stream + layer.visual_attention.attend(
+                layer.visual_norm(stream), keys[video_index_B], values[video_index_B], valid_BP
+            )
+            if text_keys is not None:
+                stream = stream + layer.text_attention(layer.text_norm(stream), text_keys, text_mask_BL)
+        heads = config.num_heads
+        queries_BHQD = rearrange(self.weight_query(self.out_norm(stream)), "b q (h d) -> b h q d", h=heads)
+        keys_VHPD = rearrange(self.weight_key(keys_VPC), "v p (h d) -> v h p d", h=heads)
+        logits_BHQP = queries_BHQD @ keys_VHPD[video_index_B].transpose(-1, -2) * queries_BHQD.shape[-1] ** -0.5
+        logits_BHQP = logits_BHQP.float() + bias_VP[video_index_B][:, None, None, :]
+        if config.time_anchored_queries:
+            distance_VQP = times_VP[:, None, :] - anchors_Q[None, :, None]
+            precision_HQ = torch.exp(-2 * self.log_widths[scale].float())
+            prior_VHQP = -0.5 * distance_VQP[:, None].square() * precision_HQ[None, :, :, None]
+            logits_BHQP = logits_BHQP + prior_VHQP[video_index_B]
+        return logits_BHQP.softmax(-1).mean(1)
+
+    def _anchors(self, scale: int) -> Tensor:
+        q = self.config.num_queries[scale]
+        return (torch.arange(q, device=self.queries[scale].device) + 0.5) / q

@@ -1,0 +1,1 @@
+"""The Ray parts: thin wrappers around `linvt`."""

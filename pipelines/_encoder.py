@@ -1,0 +1,50 @@
+"""Encode + spool as a Ray Data actor, on a GPU where Ray gives it one."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from linvt.backbones import load_backbone
+from linvt.extraction.encode import encode_input
+from linvt.extraction.identity import Extraction
+from linvt.extraction.rows import rows_from_table
+from linvt.extraction.spool import write_spooled
+from linvt.extraction.strikes import MAX_STRIKES, absolve, struck_out
+from linvt.shards.storage import open_storage
+
+
+class Encoder:
+    """`VideoRow`s with frames in; spools each and tells only its slot and status."""
+
+    def __init__(self, backbone: str, asked: Extraction, uri: str) -> None:
+        torch.set_num_threads(asked.threads_per_worker)
+        on_gpu = torch.cuda.is_available()
+        self._device = torch.cuda.get_device_name() if on_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+        self._backbone = load_backbone(
+            backbone,
+            parts={"vision"},
+            dtype=getattr(torch, asked.encode_dtype),
+            device="cuda" if on_gpu else "cpu",
+        )
+        self._asked, self._storage = asked, open_storage(uri)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = rows_from_table(table)
+        for i, row in enumerate(rows):
+            info_json, tokens = None, None
+            if row.status == "committed" and struck_out(self._storage, row.slot, "encode"):
+                rows[i] = row.quarantined("encode", "WorkerDied", f"{MAX_STRIKES} processes died while they encoded it")
+            elif row.status == "committed":
+                shape = table["frames_shape"][i].as_py()
+                frames = np.frombuffer(table["frames"][i].as_buffer(), np.uint8).reshape(shape)
+                rows[i], info_json, tokens = encode_input(
+                    row,
+                    frames,
+                    self._backbone,
+                    self._asked.feature,
+                    batch_size=self._asked.encode_batch_size,
+                    device=self._device,
+                )
+            write_spooled(self._storage, rows[i], self._asked.feature.feature_id, info_json, tokens)
+            absolve(self._storage, row.slot, "encode")
+        return pa.table({"slot": [row.slot for row in rows], "status": [row.status for row in rows]})

@@ -1,0 +1,216 @@
+"""Evaluation: the questions that are left, in pieces, to this process or to a pool of Ray actors; answers to disk."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from linvt.annotations import read_annotations
+from linvt.evaluation.config import ENDPOINT_METHODS, METHOD_KINDS, EvaluateConfig
+from linvt.evaluation.questions import Question, questions_of
+from linvt.evaluation.report import markdown_table, save_bar_chart, summarise
+from linvt.evaluation.results import Result, ResultLog, write_atomically
+from linvt.evaluation.work import EndpointAnswerer, ModelAnswerer, Piece, pieces_of
+from pipelines._progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Answers what `config.out` does not hold yet, writes the summary, returns its main numbers.
+
+    Raises ValueError for bad input, also for results in `config.out` that another model, cache or prompt made.
+    """
+    started = time.monotonic()
+
+    # 1. What is asked, and what is answered already.
+    annotations = read_annotations(config.data, config.format)
+    questions = _first(questions_of(annotations, media_prefix=config.media_prefix), config.max_questions)
+    if not questions:
+        raise ValueError(f"no questions in {', '.join(map(str, config.data))}; annotations need `qa`")
+    offered = ENDPOINT_METHODS if config.endpoint else METHOD_KINDS
+    kinds = {question.kind for question in questions}
+    methods = [method for method in config.methods or offered if METHOD_KINDS[method] in kinds]
+    if not methods:
+        raise ValueError(f"none of the methods {config.methods} answers {' or '.join(sorted(kinds))} questions")
+    identity = _identity(config)
+    log = ResultLog(config.out, identity, on_existing=config.on_existing)
+    pieces = list(pieces_of(questions, methods, log.done, batch_size=config.batch_size))
+    left = sum(piece.num_answers for piece in pieces)
+    logger.info("%d questions, methods %s; %d answers are left", len(questions), ", ".join(methods), left)
+
+    # 2. Answer. Every piece is on disk before the next is counted.
+    with ExitStack() as session, Progress(left, unit="answer") as progress:
+        for results in _answers(config, pieces, session):
+            log.append(results)
+            progress.advance(len(results))
+    log.close()
+
+    # 3. Count. A question without its answer here would be a bug, and nobody should read such a table.
+    asked = {question.question_id for question in questions}
+    results = [result for result in log.results if result.method in methods and result.question_id in asked]
+    expected = sum(METHOD_KINDS[method] == question.kind for method in methods for question in questions)
+    if len(results) != expected:
+        raise RuntimeError(f"{len(results)} results for {expected} (method, question) pairs in {log.path}")
+    return _report(config, identity, questions, results, seconds=time.monotonic() - started)
+
+
+def _answers(config: EvaluateConfig, pieces: Sequence[Piece], session: ExitStack) -> Iterator[list[Result]]:
+    if not pieces:
+        return
+    if config.endpoint is not None:
+        yield from map(EndpointAnswerer(config), pieces)
+    elif config.num_workers == 0:
+        yield from map(ModelAnswerer(config, num_threads=config.threads_per_worker), pieces)
+    else:
+        yield from _answers_by_ray(config, pieces, session)
+
+
+def _answers_by_ray(config: EvaluateConfig, pieces: Sequence[Piece], session: ExitStack) -> Iterator[list[Result]]:
+    import ray
+    import ray.data
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        session.callback(ray.shutdown)
+    resources = ray.cluster_resources()
+    gpus = config.gpus_per_worker
+    if gpus is None:
+        gpus = min(1.0, resources.get("GPU", 0) / config.num_workers)
+    cpus = max(1, int(resources["CPU"] // config.num_workers))
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    answered = ray.data.from_items(
+        [{"piece": _piece_to_json(piece)} for piece in pieces], override_num_blocks=len(pieces)
+    ).map(
+        RayAnswerer,  # pyright: ignore[reportArgumentType]
+        fn_constructor_args=(config, config.threads_per_worker or cpus),
+        compute=ray.data.ActorPoolStrategy(size=config.num_workers),
+        # Rounded down, so that the claims never exceed what there is.
+        num_cpus=int(100 * min(1.0, resources["CPU"] / config.num_workers)) / 100,
+        num_gpus=gpus,
+    )
+    for row in answered.iter_rows():
+        yield [Result(**result) for result in json.loads(row["results"])]
+
+
+class RayAnswerer:
+    """A Ray Data actor: `{"piece": JSON}` in, `{"results": JSON}` out."""
+
+    def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
+        self._answerer = ModelAnswerer(config, num_threads=num_threads)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        results = self._answerer(_piece_from_json(row["piece"]))
+        return {"results": json.dumps([asdict(result) for result in results])}
+
+
+def _piece_to_json(piece: Piece) -> str:
+    return json.dumps(asdict(piece))
+
+
+def _piece_from_json(text: str) -> Piece:
+    fields = json.loads(text)
+    questions = tuple(
+        Question(**question | {"choices": tuple(question["choices"]) if question["choices"] else None})
+        for question in fields["questions"]
+    )
+    return Piece(methods=tuple(fields["methods"]), questions=questions)
+
+
+def _first(questions: list[Question], count: int | None) -> list[Question]:
+    if count is None:
+        return questions
+    by_kind = {kind: [q for q in questions if q.kind == kind] for kind in dict.fromkeys(q.kind for q in questions)}
+    return [question for of_kind in by_kind.values() for question in of_kind[:count]]
+
+
+def _identity(config: EvaluateConfig) -> dict[str, Any]:
+    """What the answers depend on. Results under another identity are never mixed in."""
+    identity: dict[str, Any] = {
+        "benchmark": config.benchmark,
+        "data_sha256": [_sha256([path]) for path in config.data],
+        "format": config.format,
+        "media_prefix": config.media_prefix,
+        "show_choices": config.show_choices,
+        "answers": config.answers,
+        "max_new_tokens": config.max_new_tokens,
+    }
+    if config.endpoint is not None:
+        return identity | {"endpoint": config.endpoint, "model": config.served_model_name}
+    from linvt.shards import read_cache
+    from linvt.video_llm import read_model_config
+
+    assert config.model is not None
+    assert config.cache is not None
+    read_model_config(config.model)
+    files = [config.model / "config.json", *sorted(config.model.rglob("*.safetensors"))]
+    return identity | {
+        "model_sha256": _sha256(files),
+        "feature_id": read_cache(config.cache).feature_id,
+        "dtype": config.dtype,
+    }
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _report(
+    config: EvaluateConfig,
+    identity: dict[str, Any],
+    questions: Sequence[Question],
+    results: Sequence[Result],
+    *,
+    seconds: float,
+) -> dict[str, Any]:
+    kinds = summarise(questions, results)
+    summary = {
+        "benchmark": config.benchmark,
+        "scorer": "normalised exact match",
+        "confidence": 0.95,
+        "made_with": identity,
+        "notes": _notes(config),
+        "kinds": kinds,
+    }
+    write_atomically(config.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    notes = "".join(f"- {note}\n" for note in summary["notes"])
+    write_atomically(config.out / "summary.md", f"# {config.benchmark}\n\n{markdown_table(kinds)}\n{notes}")
+    save_bar_chart(kinds, config.out / "chart.png")
+    scores = {method: score for kind in kinds.values() for method, score in kind["methods"].items()}
+    return {
+        "benchmark": config.benchmark,
+        "questions": len(questions),
+        "answers": len(results),
+        "missing": sum(result.prediction is None for result in results),
+        "accuracy": {method: score["overall"] and score["overall"]["accuracy"] for method, score in scores.items()},
+        "family_mean": {
+            method: score["family_mean"] and score["family_mean"]["accuracy"] for method, score in scores.items()
+        },
+        "chance": {kind: part["chance"]["overall"] for kind, part in kinds.items()},
+        "out": str(config.out),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _notes(config: EvaluateConfig) -> list[str]:
+    if config.endpoint is not None:
+        return [f"Answers come from {config.endpoint}, model {config.served_model_name!r}."]
+    from linvt.evaluation.methods import METHODS
+
+    constrained = "Every answer is one of its question's options, the likeliest token by token (where it lists any)."
+    return [
+        *([constrained] if config.answers == "choices" else []),
+        *(f"`{name}`: {method.description}." for name, method in METHODS.items()),
+        "Baselines see the cached frames nearest to the times they ask for, not newly decoded ones, and use the "
+        "image-LLM's weights as they were before LoRA. Every method sends the same text.",
+        "Intervals take questions as independent; several questions on one video are not quite.",
+    ]

@@ -1,0 +1,255 @@
+"""Extraction on Ray Data: list -> plan -> decode + shots -> encode -> spool -> assemble.
+
+Everything that decides a byte is in `linvt.extraction` and `linvt.shards`; here work is placed on a cluster. Decoders
+hold a shot detector on CPUs, encoders hold the vision tower on GPUs where there are any. Frames cross the object store
+once, tokens never: an encoder spools them, and an assembler task turns the spool into a shard.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+
+from linvt.backbones import max_frame_side, vision_fingerprint
+from linvt.extraction.assembly import assemble_shard
+from linvt.extraction.config import ExtractConfig
+from linvt.extraction.existing import (
+    clear_leftovers,
+    committed_records,
+    existing_extraction,
+    finish_extraction,
+    refresh_media,
+    remove_extraction,
+)
+from linvt.extraction.identity import Extraction, FeatureSpec, require_same
+from linvt.extraction.inputs import list_inputs
+from linvt.extraction.plan import Plan, PlannedInput, grow_plan, planned_to_table, write_plan
+from linvt.extraction.spool import remove_spooled, spooled_slots
+from linvt.shards.commit import CommitRecord
+from linvt.shards.layout import EXTRACTION
+from linvt.shards.storage import Storage, open_storage
+from linvt.shots import detector_fingerprint
+from pipelines._assembler import assemble
+from pipelines._decoder import Decoder
+from pipelines._encoder import Encoder
+from pipelines._progress import Progress
+
+logger = logging.getLogger(__name__)
+
+# Shards that are being assembled while more videos are decoded.
+_MAX_ASSEMBLIES = 2
+
+
+def extract(config: ExtractConfig) -> dict[str, Any]:
+    """Runs an extraction to its end and returns its counts.
+
+    Raises ValueError for a configuration or inputs that cannot be worked on, RuntimeError if the counts do not
+    reconcile. Killed at any point, the same call with on_existing="resume" goes on where it stopped.
+    """
+    started = time.monotonic()
+    storage = open_storage(config.out)
+    with ExitStack() as ray_session:
+        # 1. What is there, and what is asked for.
+        existing = existing_extraction(storage)
+        if existing is not None and config.on_existing == "fail":
+            raise ValueError(
+                f"--out {config.out} already holds an extraction; go on with it by --on-existing resume, replace it by "
+                "--on-existing overwrite, or choose another folder"
+            )
+        inputs = list_inputs(config.videos, config.media_root)
+        if config.on_existing == "overwrite":
+            existing = None
+        asked = _resolve(config, existing[0] if existing else None, ray_session)
+
+        # 2. The plan: old slots stay, new inputs are appended. It is written before any work, so no crash changes it.
+        records: dict[int, CommitRecord] = {}
+        clear_leftovers(storage)
+        if existing is None:
+            remove_extraction(storage)
+            storage.write(EXTRACTION, asked.to_json())
+            plan = grow_plan(Plan(samples_per_shard=config.samples_per_shard, rows=()), inputs)
+        else:
+            require_same(existing[0], asked, storage.uri)
+            records = committed_records(storage, existing[1], asked.feature.feature_id, contents=config.verify_shards)
+            plan = grow_plan(refresh_media(storage, existing[1], inputs, records), inputs)
+        if existing is None or plan != existing[1]:
+            write_plan(storage, plan)
+
+        # 3. The work that is left.
+        shards = _Shards(storage, plan, asked.feature.feature_id, records)
+        logger.info(
+            "%d inputs in %d shards; committed already: %d shards; to extract: %d inputs",
+            len(plan.rows),
+            len(plan.shards()),
+            len(records),
+            len(shards.pending),
+        )
+        if shards.pending:
+            _start_ray(ray_session)
+            _run_stages(config, asked, shards)
+
+    # 4. Every input is a sample or a tombstone, or this raises.
+    finish_extraction(storage, plan, shards.records)
+    records = shards.records
+    return {
+        "inputs": len(plan.rows),
+        "committed": sum(len(record.samples) for record in records.values()),
+        "quarantined": sum(len(record.tombstones) for record in records.values()),
+        "shards": len(records),
+        "bytes": sum(record.tar_size_bytes for record in records.values()),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _resolve(config: ExtractConfig, existing: Extraction | None, ray_session: ExitStack) -> Extraction:
+    """The configuration with its defaults filled in; on a resume, `auto` is what it was."""
+    encode_dtype = config.encode_dtype
+    if encode_dtype == "auto" and existing is not None:
+        encode_dtype = existing.encode_dtype
+    if encode_dtype == "auto":
+        _start_ray(ray_session)
+        encode_dtype = "bfloat16" if ray.cluster_resources().get("GPU") else "float32"
+    return Extraction(
+        feature=FeatureSpec(
+            vision_fingerprint=vision_fingerprint(config.backbone),
+            max_side=config.max_side or max_frame_side(config.backbone),
+            max_candidates=config.max_candidates,
+            cache_dtype=config.cache_dtype,
+            num_frames=config.num_frames,
+            detector=detector_fingerprint(config.detector),
+            shot_threshold=config.shot_threshold,
+        ),
+        samples_per_shard=config.samples_per_shard,
+        encode_batch_size=config.encode_batch_size,
+        encode_dtype=encode_dtype,
+        threads_per_worker=config.threads_per_worker,
+    )
+
+
+class _Shards:
+    """Which inputs of the shards that are not committed yet are decided, that is, spooled."""
+
+    def __init__(self, storage: Storage, plan: Plan, feature_id: str, records: Mapping[int, CommitRecord]) -> None:
+        self.storage = storage
+        self.records = dict(records)
+        self._samples_per_shard, self._feature_id, self._plan_hashes = plan.samples_per_shard, feature_id, plan.hashes()
+        self._planned = {shard: rows for shard, rows in plan.shards().items() if shard not in records}
+        slots = {shard: {row.slot for row in rows} for shard, rows in self._planned.items()}
+        spooled = spooled_slots(storage, feature_id)
+        # A kill can come between a commit and the clearing of its spool.
+        remove_spooled(storage, spooled.difference(*slots.values()))
+        self._undecided = {shard: slots_of_shard - spooled for shard, slots_of_shard in slots.items()}
+        self.pending = [row for rows in self._planned.values() for row in rows if row.slot not in spooled]
+        """In the order of slots, so that shards fill one after the other and the spool stays small."""
+        for shard in [shard for shard, undecided in self._undecided.items() if not undecided]:
+            self.records[shard] = assemble_shard(storage, *self.assembly_arguments(shard))
+
+    def decide(self, slots: Iterable[int]) -> list[int]:
+        """Notes that `slots` are spooled; returns the shards that this completed."""
+        completed: list[int] = []
+        for slot in slots:
+            shard = slot // self._samples_per_shard
+            self._undecided[shard].remove(slot)
+            if not self._undecided[shard]:
+                completed.append(shard)
+        return completed
+
+    def assembly_arguments(self, shard: int) -> tuple[tuple[PlannedInput, ...], str, str]:
+        planned = self._planned[shard]
+        return planned, self._plan_hashes[planned[0].generation], self._feature_id
+
+
+def _start_ray(ray_session: ExitStack) -> None:
+    """Joins the cluster of RAY_ADDRESS, as `ray job submit` sets it, or starts a local one for this session."""
+    if ray.is_initialized():
+        return
+    # Workers' output would mix with the outcome on stdout; it is in Ray's own logs.
+    ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray_session.callback(ray.shutdown)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Placement:
+    """How many workers of each kind, and what each of them claims of the cluster."""
+
+    num_decoders: int
+    num_encoders: int
+    cpus_per_worker: float
+    gpus_per_encoder: float
+
+
+def _place_workers(config: ExtractConfig, resources: Mapping[str, float]) -> _Placement:
+    """Never claims more than there is, so that every worker starts: on few CPUs they share."""
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    num_encoders = config.num_encode_workers or int(gpus) or max(1, int(cpus) // 4)
+    # A process that feeds a GPU keeps a CPU busy; without GPUs shot detection takes most of the time.
+    num_decoders = config.num_decode_workers or max(1, int(cpus - gpus))
+    return _Placement(
+        num_decoders=num_decoders,
+        num_encoders=num_encoders,
+        # Rounded down, or the sum of the claims could exceed the whole by a rounding error.
+        cpus_per_worker=min(1.0, math.floor(100 * cpus / (num_decoders + num_encoders)) / 100),
+        gpus_per_encoder=min(1.0, math.floor(100 * gpus / num_encoders) / 100),
+    )
+
+
+def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> None:
+    """Decodes, encodes and assembles everything that is pending."""
+    placement = _place_workers(config, ray.cluster_resources())
+    logger.info("%d decoders and %d encoders", placement.num_decoders, placement.num_encoders)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = config.stall_timeout_s
+
+    # One block a task: a task is one call of a decoder, and its outcome one call of an encoder.
+    size = config.videos_per_task
+    pending = [shards.pending[i : i + size] for i in range(0, len(shards.pending), size)]
+    decided = (
+        ray.data.from_arrow([planned_to_table(planned) for planned in pending])
+        .map_batches(
+            Decoder,
+            fn_constructor_args=(config.detector, asked, shards.storage.uri),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=placement.num_decoders),
+            num_cpus=placement.cpus_per_worker,
+        )
+        .map_batches(
+            Encoder,
+            fn_constructor_args=(config.backbone, asked, shards.storage.uri),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=placement.num_encoders),
+            num_cpus=placement.cpus_per_worker,
+            num_gpus=placement.gpus_per_encoder,
+        )
+    )
+    remote_assemble = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(assemble)
+    assemblies: list[ray.ObjectRef] = []
+    quarantined = 0
+    total = sum(len(planned) for planned in pending)
+    with Progress(total, unit="video") as progress:
+        for batch in decided.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            for shard in shards.decide(batch["slot"].tolist()):
+                assemblies.append(remote_assemble.remote(shards.storage.uri, *shards.assembly_arguments(shard)))
+            assemblies = _collect(assemblies, shards, leave=_MAX_ASSEMBLIES)
+            quarantined += batch["status"].tolist().count("quarantined")
+            note = f"{quarantined} quarantined, {len(shards.records)} shards committed"
+            progress.advance(len(batch["slot"]), note)
+        _collect(assemblies, shards, leave=0)
+
+
+def _collect(assemblies: list[ray.ObjectRef], shards: _Shards, *, leave: int) -> list[ray.ObjectRef]:
+    """Waits until at most `leave` assemblies are running and returns those."""
+    while len(assemblies) > leave:
+        finished, assemblies = ray.wait(assemblies, num_returns=1)
+        for record in ray.get(finished):
+            shards.records[record.shard] = record
+    return assemblies

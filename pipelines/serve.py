@@ -1,0 +1,154 @@
+"""The endpoint on Ray Serve: started, waited for, taken down."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+
+from linvt.backbones import max_frame_side, vision_fingerprint
+from linvt.extraction.identity import FeatureSpec
+from linvt.serving.config import ServeConfig
+from linvt.shots import detector_fingerprint
+from linvt.video_llm import read_model_config
+from pipelines._chat_server import chat_deployment
+
+logger = logging.getLogger(__name__)
+
+_APP_NAME = "linvt"
+
+
+def serve_until_stopped(config: ServeConfig) -> dict[str, Any]:
+    """Serves until SIGINT or SIGTERM, then takes everything down that it started. Logs "ready" with the URL.
+
+    Raises ValueError for a model, key or port that cannot be used, RuntimeError if the endpoint does not come up.
+    """
+    started = time.monotonic()
+    stopped_by: list[str] = []
+    stop = threading.Event()
+
+    def on_signal(number: int, _: Any) -> None:
+        stopped_by.append(signal.Signals(number).name)
+        stop.set()
+
+    with running(config) as url:
+        handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            logger.info("ready: %s (model %r)", url, config.served_model_name)
+            while not stop.wait(1.0):
+                status = serve.status().applications[_APP_NAME]
+                if status.status in ("DEPLOY_FAILED", "NOT_STARTED"):
+                    raise RuntimeError(f"the endpoint went down: {status.status} {status.message}")
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return {
+        "url": url,
+        "model": str(config.model),
+        "stopped_by": stopped_by[0],
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+@contextlib.contextmanager
+def running(config: ServeConfig) -> Any:
+    """The endpoint, up and answering, at the URL that this gives; on exit it is taken down."""
+    api_key = _api_key(config)
+    spec, encode_batch_size = _feature_spec(config)
+    with contextlib.ExitStack() as session:
+        if not ray.is_initialized():
+            # Workers' output would mix with the outcome on stdout; it is in Ray's own logs.
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            session.callback(ray.shutdown)
+        _check_port(config)
+        session.callback(serve.shutdown)
+        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.run(_application(config, spec, encode_batch_size, api_key), name=_APP_NAME, route_prefix="/")
+        url = f"http://{_reachable(config.host)}:{config.port}"
+        # A Serve that ran already keeps its own address, and would leave ours dead.
+        try:
+            httpx.get(f"{url}/health", timeout=30).raise_for_status()
+        except httpx.HTTPError as error:
+            raise RuntimeError(f"{url} does not answer; does Ray Serve run on this cluster already?") from error
+        yield f"{url}/v1"
+
+
+def _application(
+    config: ServeConfig, spec: FeatureSpec, encode_batch_size: int, api_key: str | None
+) -> serve.Application:
+    gpus = config.num_gpus
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    absolute = replace(
+        config,
+        model=config.model.resolve(),
+        allowed_media_dir=tuple(path.resolve() for path in config.allowed_media_dir),
+    )
+    return chat_deployment.options(
+        num_replicas=config.num_replicas,
+        # Replicas refuse by themselves, with an OpenAI error body; Ray only guards against a flood.
+        max_ongoing_requests=4 * (config.max_queued_requests + 2),
+        max_queued_requests=16 * (config.max_queued_requests + 2),
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": gpus},
+    ).bind(absolute, spec, encode_batch_size, api_key)
+
+
+def _feature_spec(config: ServeConfig) -> tuple[FeatureSpec, int]:
+    """How frames become tokens, and the encoder's batch size: as for the cache that the model was trained from.
+
+    Raises ValueError where the image-LLM's vision weights are no longer those of the training.
+    """
+    model = read_model_config(config.model)
+    trained = model["extraction"].get("feature", {})
+    fingerprint, detector = vision_fingerprint(model["backbone"]), detector_fingerprint(config.detector)
+    if trained and trained["vision_fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{config.model} was trained on frame tokens of other vision weights than {model['backbone']} has now"
+        )
+    if trained and trained["detector"] != detector:
+        logger.warning("--detector %s is not the one of the model's training", config.detector)
+    num_frames = config.num_frames or trained.get("num_frames", 64)
+    if num_frames > config.max_frames:
+        raise ValueError(f"the model was trained on {num_frames} frames a video; --max-frames is {config.max_frames}")
+    spec = FeatureSpec(
+        vision_fingerprint=fingerprint,
+        max_side=trained.get("max_side") or max_frame_side(model["backbone"]),
+        max_candidates=max(trained.get("max_candidates", 256), num_frames),
+        cache_dtype=trained.get("cache_dtype", "bf16"),
+        num_frames=num_frames,
+        detector=detector,
+        shot_threshold=trained.get("shot_threshold", 0.5),
+    )
+    return spec, model["extraction"].get("encode_batch_size", 16)
+
+
+def _api_key(config: ServeConfig) -> str | None:
+    if config.api_key_env is None:
+        return None
+    if not os.environ.get(config.api_key_env):
+        raise ValueError(f"--api-key-env {config.api_key_env}: this environment variable is not set")
+    return os.environ[config.api_key_env]
+
+
+def _check_port(config: ServeConfig) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --port"
+            ) from error
+
+
+def _reachable(host: str) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host

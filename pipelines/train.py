@@ -1,0 +1,213 @@
+"""Training on Ray Train: the same loop as without Ray, on as many workers as asked for.
+
+Everything that decides a weight is in `linvt.training`; here workers are placed on a cluster, started again when one is
+lost, and the outcome is collected. Checkpoints are the loop's own, in OUT/checkpoints: every worker finds the latest by
+itself, so a lost worker, a resized group and a new run with --on-existing resume are one and the same thing.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from linvt.training.config import TrainConfig
+from linvt.training.context import plain_context
+from linvt.training.engine import end_process_group
+from linvt.training.loop import MODEL_FOLDER, count_steps, first_and_last_loss, load_held_out_visits, load_visits
+from linvt.training.loop import train as run_loop
+from linvt.training.metrics import METRICS_FILE, last_training_line, read_metrics
+from linvt.training.run_folder import LEFT_OUT_FILE, RAY_FOLDER, SUMMARY_FILE, open_run_folder, write_json, write_text
+from pipelines._progress import Progress
+
+logger = logging.getLogger(__name__)
+
+# Importing torch on every worker of a busy machine can take longer than Ray's 60 s.
+_START_TIMEOUT_S = 600
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run a training to its end and return its outcome.
+
+    Raises ValueError for a configuration or data that cannot be trained on, FloatingPointError where the loss stops
+    being finite. Killed at any point, the same call with on_existing="resume" goes on from its latest checkpoint.
+    """
+    started = time.monotonic()
+
+    # 1. What is there, and what is asked for.
+    config = _with_absolute_paths(config)
+    finished = open_run_folder(config)
+    if finished is not None:
+        logger.info("%s holds this run, finished", config.out)
+        return finished
+    run_dir = Path(config.out)
+
+    # 2. What it trains on, before any worker starts: what is wrong with the data is the user's to hear at once.
+    visits = load_visits(config)
+    load_held_out_visits(config)
+    num_steps = count_steps(config, visits)
+    write_text(run_dir / LEFT_OUT_FILE, "".join(json.dumps(asdict(item)) + "\n" for item in visits.left_out))
+    if visits.left_out:
+        logger.warning("%d annotated media are left out; %s says why", len(visits.left_out), run_dir / LEFT_OUT_FILE)
+
+    # 3. The work.
+    if config.worker_range == (0, 0):
+        with plain_context(run_dir) as context:
+            run_loop(config, context)
+    else:
+        with ExitStack() as ray_session, _progress(run_dir, num_steps):
+            _run_on_ray(config, ray_session)
+
+    # 4. The outcome, written last: a run without it is not finished.
+    summary = _summarise(config, num_steps, len(visits.left_out), seconds=time.monotonic() - started)
+    write_json(run_dir / SUMMARY_FILE, summary)
+    return summary
+
+
+def _run_on_ray(config: TrainConfig, ray_session: ExitStack) -> None:
+    # Read when Ray Train is imported or its controller starts.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if not ray.is_initialized():
+        # Joins the cluster of RAY_ADDRESS, as `ray job submit` sets it, or starts a local one. Workers' output would
+        # mix with the outcome on stdout; it is in Ray's own logs, and what matters of it in OUT/metrics.jsonl.
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray_session.callback(ray.shutdown)
+    fewest, most = config.worker_range
+    trainer = TorchTrainer(
+        _train_on_worker,
+        train_loop_config={"config": config},
+        scaling_config=ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=config.use_gpu,
+            # Pinned: with another thread count a sum may have other last bits.
+            resources_per_worker={"CPU": config.threads_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+        # The same path and name again continue the run, as Ray sees it.
+        run_config=RunConfig(
+            storage_path=config.out,
+            name=RAY_FOLDER,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise _first_cause(error) from error
+
+
+def _train_on_worker(loop_config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    config: TrainConfig = loop_config["config"]
+    ray_context = ray.train.get_context()
+    context = RayContext(
+        rank=ray_context.get_world_rank(),
+        world_size=ray_context.get_world_size(),
+        local_rank=ray_context.get_local_rank(),
+        device=get_device(),
+        run_dir=Path(config.out),
+    )
+    run_loop(config, context)
+    # Ray began the process group; a worker that exits with it open can abort.
+    end_process_group()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayContext:
+    """A Ray Train worker's place in the run, see `linvt.training.context.TrainContext`."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: Any
+    run_dir: Path
+
+    def report(self, metrics: dict[str, float]) -> None:
+        import ray.train
+
+        ray.train.report(metrics)
+
+
+def _first_cause(error: Any) -> BaseException:
+    """What a worker raised, where it is one of the loop's own errors; the other workers only lost their peer."""
+    for failure in error.worker_failures.values():
+        cause = failure
+        while cause is not None:
+            if isinstance(cause, ValueError | FloatingPointError):
+                return type(cause)(str(cause))
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return error
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Ray workers start in folders of their own."""
+    return replace(
+        config,
+        out=config.out if "://" in config.out else os.path.abspath(config.out),
+        cache=_absolute(config.cache),
+        eval_cache=_absolute(config.eval_cache) if config.eval_cache else None,
+        init_from=_absolute(config.init_from) if config.init_from else None,
+        backbone=os.path.abspath(config.backbone) if os.path.isdir(config.backbone) else config.backbone,
+        annotations=tuple(map(_absolute, config.annotations)),
+        eval_annotations=tuple(map(_absolute, config.eval_annotations)),
+    )
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
+@contextmanager
+def _progress(run_dir: Path, num_steps: int) -> Iterator[None]:
+    """Shows how far the workers are, by the lines that the first of them writes."""
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(run_dir / METRICS_FILE, num_steps, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _follow(metrics_path: Path, num_steps: int, done: threading.Event) -> None:
+    with Progress(num_steps, unit="step") as progress:
+        shown = 0
+        while not done.wait(_SECONDS_BETWEEN_LOOKS):
+            line = last_training_line(metrics_path)
+            if line is not None and line["step"] > shown:
+                progress.advance(line["step"] - shown, note=f"loss {line['loss']:.4f}")
+                shown = line["step"]
+
+
+def _summarise(config: TrainConfig, num_steps: int, num_left_out: int, *, seconds: float) -> dict[str, Any]:
+    metrics = read_metrics(Path(config.out) / METRICS_FILE)
+    loss_first, loss_last = first_and_last_loss(metrics)
+    summary = {
+        "stage": config.stage,
+        "steps": num_steps,
+        "samples": num_steps * config.visits_per_batch,
+        "left_out": num_left_out,
+        "loss_first": loss_first,
+        "loss_last": loss_last,
+        "model": str(Path(config.out) / MODEL_FOLDER),
+        "seconds": round(seconds, 3),
+    }
+    validations = [line for line in metrics if "eval_loss" in line]
+    if validations:
+        summary |= {name: value for name, value in validations[-1].items() if name.startswith("eval_")}
+    return summary

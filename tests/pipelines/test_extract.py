@@ -1,0 +1,328 @@
+import filecmp
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from linvt.backbones import load_backbone
+from linvt.extraction.config import ExtractConfig
+from linvt.shards import read_cache
+from linvt.shots import load_detector
+from linvt.video import decode_video
+from pipelines.extract import extract
+from tests.media import write_image, write_video
+
+pytestmark = pytest.mark.ray
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Seven good inputs in folders, and two that no decoder takes."""
+    root = tmp_path_factory.mktemp("corpus")
+    for i in range(5):
+        write_video(root / f"clips/{i}.mp4", shot_lengths=(9 + i, 14), seed=i)
+    write_video(root / "long.mkv", shot_lengths=(30, 30, 5, 40), size=(64, 96), seed=9)
+    write_image(root / "still.png")
+    (root / "clips/broken.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 8)
+    (root / "empty.mp4").write_bytes(b"")
+    return root
+
+
+@pytest.fixture(scope="module")
+def base_config(corpus, tiny_llava):
+    return ExtractConfig(
+        videos=str(corpus),
+        backbone=tiny_llava,
+        out="",
+        num_frames=6,
+        samples_per_shard=4,
+        encode_batch_size=4,
+        max_candidates=32,
+        num_decode_workers=1,
+        num_encode_workers=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def extracted(base_config, ray_cluster, tmp_path_factory):
+    config = replace(base_config, out=str(tmp_path_factory.mktemp("extracted") / "out"))
+    return config, extract(config)
+
+
+def _shard_files(out: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(out, "shards").iterdir())}
+
+
+def _rows(out: str | Path) -> dict[str, dict]:
+    return {row["video_id"]: row for row in pq.read_table(Path(out, "videos.parquet")).to_pylist()}
+
+
+def test_every_input_is_committed_or_quarantined_with_a_reason(extracted):
+    config, summary = extracted
+    assert set(summary) == {"inputs", "committed", "quarantined", "shards", "bytes", "seconds"}
+    assert (summary["inputs"], summary["committed"], summary["quarantined"], summary["shards"]) == (9, 7, 2, 3)
+    assert summary["bytes"] == sum(path.stat().st_size for path in Path(config.out).glob("shards/*.tar"))
+    rows = _rows(config.out)
+    assert sorted(rows) == sorted(
+        ["clips/broken.mp4", "empty.mp4", "long.mkv", "still.png", *(f"clips/{i}.mp4" for i in range(5))]
+    )
+    bad = {name: row for name, row in rows.items() if row["status"] == "quarantined"}
+    assert set(bad) == {"clips/broken.mp4", "empty.mp4"}
+    assert bad["empty.mp4"]["error_class"] == "EmptyFile"
+    assert all(row["stage"] and row["message"] and row["key"] is None for row in bad.values())
+    assert list(Path(config.out, "spool").iterdir()) == []
+
+
+def test_the_cache_holds_what_the_parts_give_one_by_one(extracted, corpus):
+    """The same numbers as decoding, choosing and encoding without Ray, spool or shards."""
+    config, _ = extracted
+    rows, cache = _rows(config.out), read_cache(config.out)
+    torch.set_num_threads(config.threads_per_worker)
+    backbone = load_backbone(config.backbone, parts={"vision"})
+    detector = load_detector(config.detector)
+    assert sorted(cache.video_ids) == sorted(name for name, row in rows.items() if row["status"] == "committed")
+    for video in cache:
+        row = rows[video.video_id]
+        decoded = decode_video(
+            corpus / video.video_id, max_side=backbone.max_frame_side, max_candidates=config.max_candidates
+        )
+        frames, indices = decoded.pool.get(row["kept_frames"])
+        assert indices.tolist() == row["kept_frames"]
+        assert len(indices) == min(config.num_frames, decoded.info.num_frames)
+        expected = backbone.encode_frames(frames, batch_size=config.encode_batch_size)
+        assert torch.equal(video.tokens, expected.tokens.bfloat16())
+        assert (video.grid, video.kind, video.feature_id) == (expected.grid, decoded.info.kind, cache.feature_id)
+        np.testing.assert_array_equal(video.timestamps_s, decoded.timestamps_s[indices])
+        if decoded.info.num_frames > 1:
+            np.testing.assert_array_equal(row["boundary_probabilities"], detector.predict(decoded.detector_frames))
+        starts_s, ends_s = video.shots[video.shot_index].T
+        assert (starts_s <= video.timestamps_s).all()
+        assert (video.timestamps_s < np.append(video.shots[1:, 0], np.inf)[video.shot_index]).all()
+        assert (starts_s < ends_s).all() or video.kind == "image"
+    assert cache.hidden_size == backbone.hidden_size
+
+
+def test_hard_cuts_part_the_shots(extracted):
+    cache = read_cache(extracted[0].out)
+    video = cache.get(cache.video_ids["long.mkv"])
+    np.testing.assert_allclose(video.shots[:, 0], np.array([0, 30, 60]) / 12, atol=1.01 / 12)
+    assert set(video.shot_index) == {0, 1, 2}
+
+
+def test_shards_are_byte_identical_whatever_the_workers_tasks_and_listing_order(extracted, corpus, tmp_path):
+    config, _ = extracted
+    files = sorted(str(path.relative_to(corpus)) for path in corpus.rglob("*") if path.is_file())
+    (tmp_path / "list.txt").write_text("\n".join(reversed(files)))
+    again = replace(
+        config,
+        videos=str(tmp_path / "list.txt"),
+        media_root=str(corpus),
+        out=str(tmp_path / "out"),
+        num_decode_workers=2,
+        num_encode_workers=2,
+        videos_per_task=1,
+    )
+    extract(again)
+    assert _shard_files(again.out) == _shard_files(config.out)
+    assert filecmp.cmp(f"{again.out}/index.parquet", f"{config.out}/index.parquet", shallow=False)
+
+
+def test_a_finished_extraction_runs_no_stage_again(extracted, tmp_path, monkeypatch):
+    config = replace(extracted[0], out=str(tmp_path / "out"), on_existing="resume")
+    shutil.copytree(extracted[0].out, config.out)
+    before = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("shards/*")}
+    monkeypatch.setattr("pipelines.extract._run_stages", lambda *_: pytest.fail("a stage was run"))
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    summary = extract(config)
+    assert summary | {"seconds": 0} == extracted[1] | {"seconds": 0}
+    assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("shards/*")} == before
+
+
+def test_an_existing_extraction_is_not_touched_unless_asked(extracted):
+    with pytest.raises(ValueError, match="--on-existing resume"):
+        extract(extracted[0])
+
+
+def test_another_configuration_is_refused_by_its_fields(extracted):
+    config = extracted[0]
+    before = _shard_files(config.out)
+    changed = replace(config, on_existing="resume", num_frames=7, cache_dtype="int8")
+    with pytest.raises(ValueError, match=r"cache_dtype \(there: 'bf16', asked: 'int8'\)") as raised:
+        extract(changed)
+    assert "num_frames (there: 6, asked: 7)" in str(raised.value)
+    assert str(raised.value).count("there:") == 2
+    assert _shard_files(config.out) == before
+
+
+def test_a_grown_and_damaged_cache_is_completed_and_nothing_committed_moves(extracted, corpus, tmp_path):
+    config = replace(extracted[0], videos=str(tmp_path / "corpus"), out=str(tmp_path / "out"), on_existing="resume")
+    shutil.copytree(corpus, config.videos)
+    shutil.copytree(extracted[0].out, config.out)
+    old = _shard_files(config.out)
+    tar = Path(config.out, "shards/000001.tar")
+    tar.write_bytes(tar.read_bytes()[:2000])
+    # Sorted by id they would come first and in the middle.
+    write_video(tmp_path / "corpus/a.mp4", seed=21)
+    write_video(tmp_path / "corpus/clips/2b.mp4", seed=22)
+    summary = extract(config)
+    assert (summary["inputs"], summary["committed"], summary["quarantined"], summary["shards"]) == (11, 9, 2, 4)
+    new = _shard_files(config.out)
+    # The damaged shard is made again from the moved corpus: its uris are the only bytes that may differ.
+    kept = [name for name in old if not name.startswith("000001")]
+    assert {name: new[name] for name in kept} == {name: old[name] for name in kept}
+    before, now = read_cache(extracted[0].out), read_cache(config.out)
+    assert [now.keys[: len(before)], len(now)] == [before.keys, 9]
+    assert all(torch.equal(before.get(key).tokens, now.get(key).tokens) for key in before.keys)
+    record = json.loads(new["000003.json"])
+    assert (record["generation"], record["tombstones"]) == (1, [])
+    assert sorted((sample["slot"], sample["video_id"]) for sample in record["samples"]) == [
+        (12, "a.mp4"),
+        (13, "clips/2b.mp4"),
+    ]
+    assert len(_rows(config.out)) == 11
+
+
+def test_a_replaced_file_is_detected_and_overwriting_takes_it(extracted, corpus, tmp_path):
+    config = replace(extracted[0], videos=str(tmp_path / "corpus"), out=str(tmp_path / "out"), on_existing="resume")
+    shutil.copytree(corpus, config.videos)
+    shutil.copytree(extracted[0].out, config.out)
+    write_video(tmp_path / "corpus/clips/3.mp4", seed=77)
+    with pytest.raises(ValueError, match=r"1 files are not those .*clips/3\.mp4"):
+        extract(config)
+
+    summary = extract(replace(config, on_existing="overwrite", cache_dtype="int8"))
+    assert (summary["inputs"], summary["committed"]) == (9, 7)
+    assert summary["bytes"] < extracted[1]["bytes"]
+    old, new = read_cache(extracted[0].out), read_cache(config.out)
+    assert old.feature_id != new.feature_id
+    changed = {name for name in old.video_ids if old.video_ids[name] != new.video_ids[name]}
+    assert changed == {"clips/3.mp4"}
+    for key in set(old.keys) & set(new.keys):
+        exact, rounded = old.get(key).tokens.float(), new.get(key).tokens.float()
+        assert ((exact - rounded).abs() <= exact.abs().amax(-1, keepdim=True) / 127).all()
+
+
+def test_inputs_that_are_missing_or_kill_their_decoder_are_quarantined(base_config, ray_cluster, tmp_path):
+    """A decoder is killed whenever it works on one video; the third death is that video's last."""
+    write_video(tmp_path / "deadly.mp4", shot_lengths=(400,), size=(640, 480))
+    (tmp_path / "list.txt").write_text("gone.mp4\n.\ndeadly.mp4\n")
+    config = replace(base_config, videos=str(tmp_path / "list.txt"), out=str(tmp_path / "out"), videos_per_task=1)
+    # Slots follow the sorted ids: ".", "deadly.mp4", "gone.mp4".
+    strikes, finished = Path(config.out, "strikes/000000000001.decode"), threading.Event()
+    killed: list[int] = []
+
+    def kill_decoders() -> None:
+        while not finished.wait(0.005):
+            processes = [int(line.split()[1]) for line in strikes.read_text().splitlines()] if strikes.exists() else []
+            if len(processes) > len(killed):
+                killed.append(processes[-1])
+                os.kill(processes[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_decoders)
+    killer.start()
+    try:
+        summary = extract(config)
+    finally:
+        finished.set()
+        killer.join()
+    assert len(set(killed)) == 3
+    assert (summary["inputs"], summary["committed"], summary["quarantined"]) == (3, 0, 3)
+    assert {name: row["error_class"] for name, row in _rows(config.out).items()} == {
+        "gone.mp4": "FileNotFoundError",
+        ".": "IsADirectoryError",
+        "deadly.mp4": "WorkerDied",
+    }
+    with pytest.raises(ValueError, match="no sample was committed"):
+        read_cache(config.out)
+
+
+def _job(config: ExtractConfig, *flags: str) -> list[str]:
+    settings = {"videos": config.videos, "backbone": config.backbone, "out": config.out}
+    settings |= {"num-frames": config.num_frames, "samples-per-shard": config.samples_per_shard}
+    settings |= {"encode-batch-size": config.encode_batch_size, "max-candidates": config.max_candidates}
+    settings |= {"num-decode-workers": 1, "num-encode-workers": 1}
+    arguments = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, str(REPOSITORY / "jobs/extract_features.py"), *arguments, *flags]
+
+
+def test_a_killed_job_resumes_to_the_same_bytes(extracted, tmp_path):
+    config = replace(extracted[0], out=str(tmp_path / "out"))
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    with subprocess.Popen(
+        _job(config, "--videos-per-task", "1"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as killed:
+        while not list(Path(config.out).glob("spool/*.arrow")) and not list(Path(config.out).glob("shards/*.json")):
+            try:
+                killed.wait(timeout=0.02)
+                pytest.fail(f"the job ended before it could be killed: {killed.communicate()[1]}")
+            except subprocess.TimeoutExpired:
+                continue
+        killed.send_signal(signal.SIGKILL)
+    assert len(list(Path(config.out).glob("shards/*.json"))) < 3
+    assert not Path(config.out, "index.parquet").exists()
+
+    resumed = subprocess.run(
+        _job(config, "--on-existing", "resume"), env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    summary = json.loads(resumed.stdout.splitlines()[-1])
+    assert (summary["inputs"], summary["committed"], summary["quarantined"], summary["shards"]) == (9, 7, 2, 3)
+    assert _shard_files(config.out) == _shard_files(extracted[0].out)
+    assert list(Path(config.out, "spool").iterdir()) == []
+
+
+def test_the_job_fails_with_one_json_line_and_says_why(tiny_llava, tmp_path):
+    job = [sys.executable, str(REPOSITORY / "jobs/extract_features.py"), "--backbone", tiny_llava]
+    failed = subprocess.run(
+        [*job, "--videos", str(tmp_path), "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=300
+    )
+    assert failed.returncode == 1
+    assert "no media found" in json.loads(failed.stdout.splitlines()[-1])["error"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_and_dry_run_import_neither_torch_nor_ray():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['extract_features.py', *sys.argv[1:]]\n"
+        f"try: runpy.run_path({str(REPOSITORY / 'jobs/extract_features.py')!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    )
+    for flags in (["--help"], ["--videos", "x", "--backbone", "tiny", "--out", "y", "--dry-run"]):
+        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=60)
+        assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frames": 0}, "--num-frames must be at least 1"),
+        ({"max_candidates": 5}, r"--max-candidates \(5\) must be at least --num-frames \(6\)"),
+        ({"shot_threshold": 1.0}, "--shot-threshold"),
+    ],
+)
+def test_impossible_settings_are_refused(base_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(base_config, **changes)
+
+
+def test_an_unknown_detector_is_refused_before_anything_is_written(base_config, ray_cluster, tmp_path):
+    with pytest.raises(ValueError, match=r"detector.*nonesuch"):
+        extract(replace(base_config, out=str(tmp_path / "out"), detector="nonesuch"))
+    assert not (tmp_path / "out").exists()
