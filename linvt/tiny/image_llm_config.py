@@ -6,7 +6,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLLMTrainConfig:
     out: str
-    """Directory to write: a Hugging Face model directory plus `training.json`."""
+    """Directory to write: a Hugging Face model directory plus a log of the training."""
+    log_name: str = "training.json"
+    """The log's file name in OUT: settings, curve and held-out accuracy."""
     init_from: str | None = None
     """A model directory to go on from; by default random weights."""
     freeze_vision: bool = False

@@ -237,8 +237,7 @@ def train(config: ImageLLMTrainConfig) -> dict:
     seconds = time.monotonic() - start
     scores = evaluate(model, packer, images=1000, seed=config.seed + 20_000)
     result = {"held_out_accuracy": scores, "seconds": round(seconds), "config": dataclasses.asdict(config)}
-    log_name = "training.json" if config.init_from is None else "training-continued.json"
-    (out / log_name).write_text(json.dumps({**result, "history": history}, indent=1) + "\n")
+    (out / config.log_name).write_text(json.dumps({**result, "history": history}, indent=1) + "\n")
     return result
 
 
