@@ -1,22 +1,25 @@
 """Questions, answers and captions about a plot: the families of MVBench, TempCompass and MLVU in miniature. Pure."""
 
+import itertools
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
 from linvt.tiny.image_questions import NUMBERS, Question
-from linvt.tiny.scene import COLORS, PLACES, POSITIONS, position_name
-from linvt.tiny.video_plot import DIRECTIONS, Actor, Plot
+from linvt.tiny.scene import COLORS, NEEDLE_SHAPE, PLACES, POSITIONS, SHAPES, SIZES, position_name
+from linvt.tiny.video_plot import DIRECTIONS, Actor, Plot, Shot, pair_split
 from linvt.tiny.vocabulary import ORDINALS
 
 
 def caption(plot: Plot) -> str:
     """Shot by shot: the place, then what each actor does there, movers first."""
-    shots = []
-    for shot in plot.shots:
-        acts = [_act(actor) for actor in sorted(shot.actors, key=lambda a: (a.direction is None, a.becomes is None))]
-        shots.append(" . ".join([shot.place, *acts]))
-    return " . cut . ".join(shots)
+    return " . cut . ".join(_shot_caption(shot) for shot in plot.shots)
+
+
+def _shot_caption(shot: Shot) -> str:
+    acts = [_act(actor) for actor in sorted(shot.actors, key=lambda a: (a.direction is None, a.becomes is None))]
+    return " . ".join([shot.place, *acts])
 
 
 def _act(actor: Actor) -> str:
@@ -29,13 +32,23 @@ def _act(actor: Actor) -> str:
 
 def ask(plot: Plot, rng: np.random.Generator, count: int) -> list[Question]:
     """Up to `count` different questions, one a family before any family's second."""
-    questions: dict[str, Question] = {}
-    for _ in range(3):
-        for family in rng.permutation(list(FAMILIES)):
-            question = FAMILIES[str(family)](plot, rng)
-            if question is not None and len(questions) < count:
-                questions.setdefault(question.text, question)
-    return list(questions.values())
+    pools = [[pool[i] for i in rng.permutation(len(pool))] for pool in (family(plot) for family in FAMILIES.values())]
+    questions: list[Question] = []
+    while len(questions) < count and any(pools):
+        for i in rng.permutation(len(pools)):
+            if pools[i] and len(questions) < count:
+                questions.append(pools[i].pop())
+    return questions
+
+
+def study(plot: Plot, rng: np.random.Generator) -> list[Question]:
+    """All that a training video has to teach, shuffled: every question of every family, and what is plainly there.
+
+    The latter are questions that the image-LLM knows from stills, and a caption a shot. No held-out score counts them.
+    """
+    questions = [question for family in FAMILIES.values() for question in family(plot)]
+    questions += [*_still_lifes(plot, rng), *_shot_captions(plot)]
+    return [questions[i] for i in rng.permutation(len(questions))]
 
 
 def _moves(plot: Plot) -> list[tuple[int, Actor]]:
@@ -52,97 +65,123 @@ def _presence(plot: Plot) -> dict[str, list[int]]:
     return shots
 
 
-def _pick(rng: np.random.Generator, options: list) -> int:
-    return int(rng.integers(len(options)))
+def _orders(plot: Plot) -> list[Question]:
+    questions = []
+    for (a_shot, a), (b_shot, b) in itertools.permutations(_moves(plot), 2):
+        if a_shot != b_shot:
+            names = (a.thing.name, b.thing.name)
+            first = names[0] if a_shot < b_shot else names[1]
+            questions.append(Question(f"which moves first , the {names[0]} or the {names[1]} ?", first, "order", names))
+    return questions
 
 
-def _order(plot: Plot, rng: np.random.Generator) -> Question | None:
-    moves = _moves(plot)
-    if len({shot for shot, _ in moves}) < 2:
-        return None
-    i, j = rng.choice(len(moves), size=2, replace=False)
-    (a_shot, a), (b_shot, b) = moves[i], moves[j]
-    if a_shot == b_shot:
-        return None
-    first = a if a_shot < b_shot else b
-    names = (a.thing.name, b.thing.name)
-    return Question(f"which moves first , the {names[0]} or the {names[1]} ?", first.thing.name, "order", names)
+def _counts(plot: Plot) -> list[Question]:
+    return [
+        Question(f"in how many shots is there a {name} ?", NUMBERS[len(shots)], "count", NUMBERS[1:5])
+        for name, shots in _presence(plot).items()
+    ]
 
 
-def _count(plot: Plot, rng: np.random.Generator) -> Question | None:
-    presence = _presence(plot)
-    if not presence:
-        return None
-    name = sorted(presence)[_pick(rng, list(presence))]
-    return Question(f"in how many shots is there a {name} ?", NUMBERS[len(presence[name])], "count", NUMBERS[1:5])
+def _directions(plot: Plot) -> list[Question]:
+    return [
+        Question(f"which way does the {actor.thing.name} move ?", actor.direction or "", "direction", tuple(DIRECTIONS))
+        for _, actor in _moves(plot)
+    ]
 
 
-def _direction(plot: Plot, rng: np.random.Generator) -> Question | None:
-    moves = _moves(plot)
-    if not moves:
-        return None
-    _, actor = moves[_pick(rng, moves)]
-    return Question(
-        f"which way does the {actor.thing.name} move ?", actor.direction or "", "direction", tuple(DIRECTIONS)
-    )
+def _changes(plot: Plot) -> list[Question]:
+    questions = []
+    for actor in (actor for shot in plot.shots for actor in shot.actors):
+        if actor.becomes is not None:
+            others = tuple(color for color in COLORS if color != actor.thing.color)
+            text = f"what color does the {actor.thing.name} become ?"
+            questions.append(Question(text, actor.becomes, "change", others))
+    return questions
 
 
-def _change(plot: Plot, rng: np.random.Generator) -> Question | None:
-    for shot in plot.shots:
-        for actor in shot.actors:
-            if actor.becomes is not None:
-                others = tuple(color for color in COLORS if color != actor.thing.color)
-                return Question(f"what color does the {actor.thing.name} become ?", actor.becomes, "change", others)
-    return None
+def _nth_shots(plot: Plot) -> list[Question]:
+    return [
+        Question(f"what is the place in the {ordinal} shot ?", shot.place, "nth shot", PLACES)
+        for ordinal, shot in zip(ORDINALS, plot.shots)
+    ]
 
 
-def _nth_shot(plot: Plot, rng: np.random.Generator) -> Question | None:
-    i = _pick(rng, list(plot.shots))
-    return Question(f"what is the place in the {ORDINALS[i]} shot ?", plot.shots[i].place, "nth shot", PLACES)
-
-
-def _cut(plot: Plot, rng: np.random.Generator) -> Question | None:
+def _cuts(plot: Plot) -> list[Question]:
     places = [shot.place for shot in plot.shots]
-    side = "after" if rng.random() < 0.5 else "before"
-    step = 1 if side == "after" else -1
-    options = [i for i, p in enumerate(places) if places.count(p) == 1 and 0 <= i + step < len(places)]
-    if not options:
-        return None
-    i = options[_pick(rng, options)]
-    others = tuple(place for place in PLACES if place != places[i])
-    return Question(f"what place comes right {side} the {places[i]} ?", places[i + step], "cut", others)
+    questions = []
+    for i, place in enumerate(places):
+        for side, j in (("before", i - 1), ("after", i + 1)):
+            if places.count(place) == 1 and 0 <= j < len(places):
+                others = tuple(other for other in PLACES if other != place)
+                questions.append(Question(f"what place comes right {side} the {place} ?", places[j], "cut", others))
+    return questions
 
 
-def _needle(plot: Plot, rng: np.random.Generator) -> Question | None:
+def _needles(plot: Plot) -> list[Question]:
     if plot.needle_color is None:
-        return None
-    return Question("what color is the heart that appears briefly ?", plot.needle_color, "needle", tuple(COLORS))
+        return []
+    text = f"what color is the {NEEDLE_SHAPE} that appears briefly ?"
+    return [Question(text, plot.needle_color, "needle", tuple(COLORS))]
 
 
-def _end(plot: Plot, rng: np.random.Generator) -> Question | None:
-    movers = [actor for actor in plot.shots[-1].actors if actor.direction is not None]
-    if not movers:
-        return None
-    actor = movers[_pick(rng, movers)]
-    return Question(f"where is the {actor.thing.name} at the end ?", position_name(*actor.end), "end state", POSITIONS)
+def _ends(plot: Plot) -> list[Question]:
+    return [
+        Question(f"where is the {actor.thing.name} at the end ?", position_name(*actor.end), "end state", POSITIONS)
+        for actor in plot.shots[-1].actors
+        if actor.direction is not None
+    ]
 
 
-def _which_shot(plot: Plot, rng: np.random.Generator) -> Question | None:
-    once = sorted((name, shots[0]) for name, shots in _presence(plot).items() if len(shots) == 1)
-    if not once:
-        return None
-    name, i = once[_pick(rng, once)]
-    return Question(f"in which shot is the {name} ?", ORDINALS[i], "which shot", tuple(ORDINALS[: len(plot.shots)]))
+def _which_shots(plot: Plot) -> list[Question]:
+    shots: dict[str, list[int]] = {}
+    for i, shot in enumerate(plot.shots):
+        for actor in shot.actors:
+            if actor.thing.name in plot.subjects:
+                shots.setdefault(actor.thing.name, []).append(i)
+    choices = tuple(ORDINALS[: len(plot.shots)])
+    return [
+        Question(f"in which shot is the {name} ?", ORDINALS[found[0]], "which shot", choices)
+        for name, found in shots.items()
+        if len(found) == 1
+    ]
 
 
-FAMILIES: dict[str, Callable[[Plot, np.random.Generator], Question | None]] = {
-    "order": _order,
-    "count": _count,
-    "direction": _direction,
-    "change": _change,
-    "nth shot": _nth_shot,
-    "cut": _cut,
-    "needle": _needle,
-    "end state": _end,
-    "which shot": _which_shot,
+FAMILIES: dict[str, Callable[[Plot], list[Question]]] = {
+    "order": _orders,
+    "count": _counts,
+    "direction": _directions,
+    "change": _changes,
+    "nth shot": _nth_shots,
+    "cut": _cuts,
+    "needle": _needles,
+    "end state": _ends,
+    "which shot": _which_shots,
 }
+
+
+def _still_lifes(plot: Plot, rng: np.random.Generator) -> list[Question]:
+    """Where and what size are the objects that appear once and do nothing; is there this or that?"""
+    actors = [actor for shot in plot.shots for actor in shot.actors]
+    times = Counter(actor.thing.name for actor in actors)
+    questions = []
+    for thing in (a.thing for a in actors if a.direction is None and a.becomes is None and times[a.thing.name] == 1):
+        position = position_name(thing.x, thing.y)
+        questions.append(Question(f"where is the {thing.name} ?", position, "position", POSITIONS))
+        questions.append(Question(f"what size is the {thing.name} ?", thing.size, "attribute", tuple(SIZES)))
+    names = sorted({*times, *(f"{a.becomes} {a.thing.shape}" for a in actors if a.becomes is not None)})
+    for name in rng.permutation(names)[:4].tolist():
+        questions.append(Question(f"is there a {name} ?", "yes", "attribute", ("yes", "no")))
+        # The hard negative shares its colour or its shape with something that is there.
+        color, shape = name.split()
+        other = (str(rng.choice(list(COLORS))), shape) if rng.random() < 0.5 else (color, str(rng.choice(SHAPES)))
+        may_ask = other[1] == NEEDLE_SHAPE or pair_split(*other) == "train"
+        if may_ask and " ".join(other) not in names:
+            questions.append(Question(f"is there a {' '.join(other)} ?", "no", "attribute", ("yes", "no")))
+    return questions
+
+
+def _shot_captions(plot: Plot) -> list[Question]:
+    return [
+        Question(f"describe the {ordinal} shot", _shot_caption(shot), "caption", ())
+        for ordinal, shot in zip(ORDINALS, plot.shots)
+    ]

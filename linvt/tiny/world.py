@@ -57,12 +57,12 @@ def write_video(config: WorldConfig, split: Split, index: int) -> dict:
     file = Path(config.out) / media
     if not file.exists():
         encode_h264(plot, file)
-    rows = _rows(video_questions.ask(plot, rng, config.questions_per_video))
-    caption = video_questions.caption(plot)
     if split == "train":
-        # Dense supervision for stage 2; no held-out score depends on how a whole caption is worded.
-        rows.append({"question": "describe the video", "answer": caption, "family": "caption"})
-    return {"media": media, "kind": "video", "caption": caption, "qa": rows}
+        # Supervision as dense as it gets: a video is dear, a question about it is not.
+        questions = video_questions.study(plot, rng)
+    else:
+        questions = video_questions.ask(plot, rng, config.questions_per_video)
+    return {"media": media, "kind": "video", "caption": video_questions.caption(plot), "qa": _rows(questions)}
 
 
 def write_image(config: WorldConfig, split: Split, index: int) -> dict:

@@ -13,6 +13,7 @@ class WorldConfig:
     train_images: int = 1000
     test_images: int = 400
     questions_per_video: int = 8
+    """Of validation and test videos; training videos come with every question that can be asked of them."""
     questions_per_image: int = 6
     long_share: float = 0.01
     """Share of videos that last five minutes."""

@@ -1,6 +1,7 @@
 """TTA, text-conditioned token aggregation (paper sec. 3.2), and the linear aggregation that ends it.
 
-Shape legend: B instructions, V videos, Q queries, P pooled tokens, L text tokens, C hidden size, H heads, D = C / H.
+Shape legend: B instructions, V videos, R most instructions of one video, Q queries, P pooled tokens, L text tokens,
+C hidden size, H heads, D = C / H.
 """
 
 import math
@@ -76,6 +77,10 @@ class Aggregator(nn.Module):
         """
         config = self.config
         valid_VP = bias_VP > float("-inf")
+        # Nothing is masked in most batches, and attention without a mask is faster.
+        mask_VP = None if bool(valid_VP.all()) else valid_VP
+        place = video_index_B, _running_number(video_index_B)
+        most = int(place[1].max()) + 1
         keys_VPC = self.key_norm(pooled_VPC)
         anchors_Q = self._anchors(scale)
         stream = self.queries[scale]
@@ -84,31 +89,52 @@ class Aggregator(nn.Module):
             if config.time_anchored_queries:
                 stream = stream + self.time_encoding(anchors_Q)
         stream = stream.expand(video_index_B.shape[0], -1, -1)
-        valid_BP = valid_VP[video_index_B]
         text_keys = self.text_key_norm(text_BLC) if config.text_condition and text_BLC is not None else None
         for layer in self.layers:
             assert isinstance(layer, AggregatorLayer)
             normed = layer.self_norm(stream)
             stream = stream + layer.self_attention(normed, normed)
-            # Visual keys and values depend on the video alone: made once, however many questions it gets.
-            keys, values = layer.visual_attention.keys_values(keys_VPC, keys_VPC)
-            stream = stream + layer.visual_attention.attend(
-                layer.visual_norm(stream), keys[video_index_B], values[video_index_B], valid_BP
-            )
+            # Visual keys and values depend on the video alone: made once, and read by all of its questions together.
+            keys_values = layer.visual_attention.keys_values(keys_VPC, keys_VPC)
+            queries_VSC = _gather_by_video(layer.visual_norm(stream), place, len(keys_VPC), most)
+            mixed_VSC = layer.visual_attention.attend(queries_VSC, *keys_values, mask_VP)
+            stream = stream + _scatter_to_instructions(mixed_VSC, place, most)
             if text_keys is not None:
                 stream = stream + layer.text_attention(layer.text_norm(stream), text_keys, text_mask_BL)
         heads = config.num_heads
-        queries_BHQD = rearrange(self.weight_query(self.out_norm(stream)), "b q (h d) -> b h q d", h=heads)
+        queries_BQC = self.weight_query(self.out_norm(stream))
+        queries_VHSD = rearrange(
+            _gather_by_video(queries_BQC, place, len(keys_VPC), most), "v s (h d) -> v h s d", h=heads
+        )
         keys_VHPD = rearrange(self.weight_key(keys_VPC), "v p (h d) -> v h p d", h=heads)
-        logits_BHQP = queries_BHQD @ keys_VHPD[video_index_B].transpose(-1, -2) * queries_BHQD.shape[-1] ** -0.5
-        logits_BHQP = logits_BHQP.float() + bias_VP[video_index_B][:, None, None, :]
+        logits_VHSP = queries_VHSD @ keys_VHPD.transpose(-1, -2) * queries_VHSD.shape[-1] ** -0.5
+        prior_VHQP = bias_VP[:, None, None, :]
         if config.time_anchored_queries:
             distance_VQP = times_VP[:, None, :] - anchors_Q[None, :, None]
             precision_HQ = torch.exp(-2 * self.log_widths[scale].float())
-            prior_VHQP = -0.5 * distance_VQP[:, None].square() * precision_HQ[None, :, :, None]
-            logits_BHQP = logits_BHQP + prior_VHQP[video_index_B]
-        return logits_BHQP.softmax(-1).mean(1)
+            prior_VHQP = prior_VHQP - 0.5 * distance_VQP[:, None].square() * precision_HQ[None, :, :, None]
+            prior_VHQP = prior_VHQP.repeat(1, 1, most, 1)
+        weights_VSP = (logits_VHSP.float() + prior_VHQP).softmax(-1).mean(1)
+        return _scatter_to_instructions(weights_VSP, place, most)
 
     def _anchors(self, scale: int) -> Tensor:
         q = self.config.num_queries[scale]
         return (torch.arange(q, device=self.queries[scale].device) + 0.5) / q
+
+
+def _running_number(video_index_B: Tensor) -> Tensor:
+    """[B]: 0 for a video's first instruction, 1 for its second, and so on."""
+    same_BB = video_index_B[:, None] == video_index_B[None, :]
+    return same_BB.tril(-1).sum(-1)
+
+
+def _gather_by_video(values_BQC: Tensor, place: tuple[Tensor, Tensor], num_videos: int, most: int) -> Tensor:
+    """[V, R·Q, C]: the instructions of each video side by side; zeros where a video has fewer than R."""
+    _, q, c = values_BQC.shape
+    by_video_VRQC = values_BQC.new_zeros(num_videos, most, q, c).index_put(place, values_BQC)
+    return rearrange(by_video_VRQC, "v r q c -> v (r q) c")
+
+
+def _scatter_to_instructions(values_VSC: Tensor, place: tuple[Tensor, Tensor], most: int) -> Tensor:
+    """[B, Q, C]: the inverse of `_gather_by_video`."""
+    return rearrange(values_VSC, "v (r q) c -> v r q c", r=most)[place]

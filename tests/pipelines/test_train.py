@@ -71,7 +71,6 @@ def killed(inputs, tmp_path_factory) -> TrainConfig:
     return config
 
 
-@pytest.mark.xfail(reason="failed once on a loaded machine, cause not found yet", strict=False)
 @pytest.mark.ray
 def test_a_killed_run_goes_on_where_it_was_bit_for_bit(killed, plain, ray_cluster, tmp_path):
     step_of_kill = load_checkpoint(latest_checkpoint(Path(killed.out)))[0].cursor.step
