@@ -40,10 +40,11 @@ bench: setup  ## run the benchmarks; VIDEOS=DIR adds those that need labelled re
 	    echo "== $$script $$directory"; $(BIN)/python $$script $$directory; \
 	done
 
-# Steps go on from what is in runs/, but for the image-LLM's two, which start over; another image-LLM needs an empty runs/.
+# Steps go on from what is in runs/, but for the image-LLM's three, which start over; another image-LLM needs an empty runs/.
 reproduce: setup  ## make the committed weights again, in place (hours); results in runs/
 	$(BIN)/python jobs/train_image_llm.py --config jobs/configs/tiny-image-llm.toml
 	$(BIN)/python jobs/train_image_llm.py --config jobs/configs/tiny-image-llm-continued.toml
+	$(BIN)/python jobs/train_image_llm.py --config jobs/configs/tiny-image-llm-finished.toml
 	$(BIN)/python jobs/make_world.py --config jobs/configs/tiny-world.toml
 	$(BIN)/python jobs/extract_features.py --config jobs/configs/extract-tiny.toml --videos runs/world --detector none \
 	    --out runs/cache --on-existing resume

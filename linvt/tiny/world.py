@@ -80,7 +80,10 @@ def write_image(config: WorldConfig, split: Split, index: int) -> dict:
 
 
 def _rows(questions: list[Question]) -> list[dict]:
-    return [{"question": q.text, "answer": q.answer, "family": q.family, "choices": list(q.choices)} for q in questions]
+    return [
+        {"question": q.text, "answer": q.answer, "family": q.family} | ({"choices": list(q.choices)} if q.choices else {})
+        for q in questions
+    ]
 
 
 def encode_h264(plot: Plot, file: Path) -> None:

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -24,6 +24,8 @@ class PlannedVisit:
     key: str
     turns: tuple[Turn, ...]
     caption: str | None = None
+    as_video: bool = False
+    """An image that goes through LinVT as a video of one frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +54,10 @@ class VisitSet:
 
     @property
     def is_image(self) -> np.ndarray:
-        """bool [S]."""
+        """bool [S]: images that go past LinVT."""
         kinds = self.cache.index["kind"].to_pylist()
-        return np.array([kinds[row] == "image" for row in self._rows()])
+        rows = zip(self._rows(), self.visits, strict=True)
+        return np.array([kinds[row] == "image" and not visit.as_video for row, visit in rows])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -75,7 +78,10 @@ class VisitSet:
     def load(self, number: int) -> Visit:
         """Visit `number` with its frame tokens, read from the cache."""
         visit = self.visits[number]
-        return Visit(video=self.cache.get(visit.key), turns=visit.turns, caption=visit.caption)
+        media = self.cache.get(visit.key)
+        if visit.as_video:
+            media = replace(media, kind="video")
+        return Visit(video=media, turns=visit.turns, caption=visit.caption)
 
     def _rows(self) -> np.ndarray:
         row_of_key = {key: row for row, key in enumerate(self.cache.keys)}
@@ -91,13 +97,15 @@ def plan_visits(
     *,
     stage: Literal[1, 2],
     turns_per_visit: int,
+    images_as_videos: bool = False,
     media_prefix: str = "",
     max_left_out_share: float = 0.0,
 ) -> VisitSet:
     """Join annotations with a cache: which video is visited with which questions.
 
     Rows about one video are taken together. Stage 1 makes a visit of every caption, stage 2 of every
-    `turns_per_visit` questions. Stage 1 always leaves images out: they go past LinVT, and nothing else trains. Raises
+    `turns_per_visit` questions. Images go past LinVT, so stage 1, in which nothing else trains, leaves them out. With
+    `images_as_videos` both stages visit them as videos of one frame, stage 2 besides the way past LinVT. Raises
     ValueError where more than `max_left_out_share` of the other media have to be left out, nothing is left, or a row
     and the cache disagree about what is an image.
     """
@@ -124,14 +132,16 @@ def plan_visits(
         row = row_of_key[key]
         if kinds[row] != kind:
             raise ValueError(f"{media_id}: annotated as {kind}, but the cache holds {kinds[row]} tokens of it")
-        if stage == 1 and kind == "image":
+        as_video = images_as_videos and kind == "image"
+        if stage == 1 and kind == "image" and not as_video:
             left_out.append(LeftOut(media_id=media_id, reason="an image, in stage 1"))
             continue
         if stage == 1:
-            new = [_caption_visit(key, caption) for caption in captions]
+            new = [_caption_visit(key, caption, as_video) for caption in captions]
         else:
             chunks = [tuple(turns[i : i + turns_per_visit]) for i in range(0, len(turns), turns_per_visit)]
-            new = [PlannedVisit(key=key, turns=chunk) for chunk in chunks]
+            ways = (False, True) if as_video else (False,)
+            new = [PlannedVisit(key=key, turns=chunk, as_video=way) for chunk in chunks for way in ways]
         if not new:
             left_out.append(LeftOut(media_id=media_id, reason="no caption" if stage == 1 else "no question"))
         visits += [(row, visit) for visit in new]
@@ -140,8 +150,9 @@ def plan_visits(
     return VisitSet(cache, tuple(visit for _, visit in visits), tuple(left_out))
 
 
-def _caption_visit(key: str, caption: str) -> PlannedVisit:
-    return PlannedVisit(key=key, turns=(Turn(question=CAPTION_INSTRUCTION, answer=caption),), caption=caption)
+def _caption_visit(key: str, caption: str, as_video: bool) -> PlannedVisit:
+    turn = Turn(question=CAPTION_INSTRUCTION, answer=caption)
+    return PlannedVisit(key=key, turns=(turn,), caption=caption, as_video=as_video)
 
 
 def _check_left_out(left_out: list[LeftOut], num_media: int, max_share: float, cache: Cache, media_prefix: str) -> None:

@@ -203,7 +203,7 @@ def train(config: TrainConfig, context: TrainContext) -> None:
 
 def load_visits(config: TrainConfig) -> VisitSet:
     """The run's samples. Raises ValueError as `plan_visits` does."""
-    return _load_visits(config, config.cache, config.annotations)
+    return _load_visits(config, config.cache, config.annotations, images_as_videos=config.images_as_videos)
 
 
 def load_held_out_visits(config: TrainConfig) -> VisitSet | None:
@@ -213,7 +213,9 @@ def load_held_out_visits(config: TrainConfig) -> VisitSet | None:
     return _load_visits(config, config.eval_cache or config.cache, config.eval_annotations)
 
 
-def _load_visits(config: TrainConfig, cache_uri: str, annotations: tuple[str, ...]) -> VisitSet:
+def _load_visits(
+    config: TrainConfig, cache_uri: str, annotations: tuple[str, ...], *, images_as_videos: bool = False
+) -> VisitSet:
     cache = read_cache(cache_uri)
     one_token_count(cache)
     return plan_visits(
@@ -221,6 +223,7 @@ def _load_visits(config: TrainConfig, cache_uri: str, annotations: tuple[str, ..
         read_annotations(annotations, config.format),
         stage=config.stage,
         turns_per_visit=config.turns_per_visit,
+        images_as_videos=images_as_videos,
         media_prefix=config.media_prefix,
         max_left_out_share=config.max_left_out_share,
     )
