@@ -49,12 +49,17 @@ reproduce: setup  ## make the committed weights again, in place (hours); results
 	$(BIN)/python jobs/extract_features.py --config jobs/configs/extract-tiny.toml --videos runs/world --detector none \
 	    --out runs/cache --on-existing resume
 	$(BIN)/python jobs/train.py --config jobs/configs/tiny-stage1.toml --cache runs/cache \
-	    --annotations runs/world/train_videos.jsonl --out runs/stage1 --on-existing resume
+	    --annotations runs/world/train_videos.jsonl runs/world/train_images.jsonl --out runs/stage1 \
+	    --num-workers 2 --on-existing resume
+	$(BIN)/python jobs/train.py --config jobs/configs/tiny-stage2-images.toml --cache runs/cache \
+	    --annotations runs/world/train_images.jsonl --out runs/stage2-images --init-from runs/stage1/model \
+	    --num-workers 2 --on-existing resume
 	$(BIN)/python jobs/train.py --config jobs/configs/tiny-stage2.toml --cache runs/cache \
-	    --annotations runs/world/train_videos.jsonl runs/world/train_images.jsonl --eval-annotations runs/world/val_videos.jsonl --out runs/stage2 \
-	    --init-from runs/stage1/model --on-existing resume
-	$(BIN)/python jobs/evaluate.py --model runs/stage2/model --cache runs/cache --data runs/world/test_videos.jsonl runs/world/test_images.jsonl \
-	    --out runs/evaluation --on-existing resume
+	    --annotations runs/world/train_videos.jsonl runs/world/train_images.jsonl --out runs/stage2 \
+	    --eval-annotations runs/world/val_videos.jsonl --init-from runs/stage2-images/model \
+	    --num-workers 2 --on-existing resume
+	$(BIN)/python jobs/evaluate.py --model runs/stage2/model --cache runs/cache --answers choices \
+	    --data runs/world/test_videos.jsonl runs/world/test_images.jsonl --out runs/evaluation --on-existing resume
 	rm -rf linvt/tiny/weights/video_llm
 	cp -r runs/stage2/model linvt/tiny/weights/video_llm
 

@@ -81,7 +81,8 @@ def write_image(config: WorldConfig, split: Split, index: int) -> dict:
 
 def _rows(questions: list[Question]) -> list[dict]:
     return [
-        {"question": q.text, "answer": q.answer, "family": q.family} | ({"choices": list(q.choices)} if q.choices else {})
+        {"question": q.text, "answer": q.answer, "family": q.family}
+        | ({"choices": list(q.choices)} if q.choices else {})
         for q in questions
     ]
 

@@ -10,9 +10,9 @@ import pytest
 
 from linvt.shots import load_detector, shots_from_probabilities
 from linvt.tiny import video_questions
-from linvt.tiny.scene import COLORS, SHAPES
+from linvt.tiny.scene import COLORS, NEEDLE_SHAPE, SHAPES
 from linvt.tiny.video_plot import DIRECTIONS, FRAMES_PER_SECOND, make_plot, pair_split
-from linvt.tiny.vocabulary import WORDS
+from linvt.tiny.vocabulary import ORDINALS, WORDS
 from linvt.tiny.world import SPLITS, make_world, render_shot
 from linvt.tiny.world_config import WorldConfig
 from linvt.video import decode_video
@@ -128,6 +128,24 @@ def test_every_word_is_in_the_vocabulary():
         for question in video_questions.ask(plot, rng, 9):
             assert set(f"{question.text} {question.answer}".split()) <= set(WORDS)
         assert set(video_questions.caption(plot).split()) <= set(WORDS)
+
+
+def test_training_videos_come_with_every_question_and_what_is_plainly_there():
+    rng = np.random.default_rng(0)
+    for plot in PLOTS["train"][:60]:
+        questions = video_questions.study(plot, rng)
+        asked = {question.text for question in questions}
+        assert {question.text for question in video_questions.ask(plot, rng, 1000)} <= asked
+        assert {f"describe the {ordinal} shot" for ordinal in ORDINALS[: len(plot.shots)]} <= asked
+        names = {a.at(time).name for shot in plot.shots for a in shot.actors for time in (0.0, 1.0)}
+        for question in questions:
+            assert set(f"{question.text} {question.answer}".split()) <= set(WORDS)
+            assert not question.choices or question.answer in question.choices
+            name = question.text.removeprefix("is there a ").removesuffix(" ?")
+            if name != question.text:
+                assert (name in names) == (question.answer == "yes")
+                color, shape = name.split()
+                assert shape == NEEDLE_SHAPE or pair_split(color, shape) == "train"
 
 
 def test_the_question_alone_gives_little_away():
