@@ -145,7 +145,8 @@ def test_training_videos_come_with_every_question_and_what_is_plainly_there():
                 name = question.text.removeprefix("is there a ").removesuffix(" ?")
                 assert (name in names) == (question.answer == "yes")
                 color, shape = name.split()
-                assert shape == NEEDLE_SHAPE or pair_split(color, shape) == "train"
+                # An object that changes colour may take a pair of another split; what isn't there is of training.
+                assert name in names or shape == NEEDLE_SHAPE or pair_split(color, shape) == "train"
 
 
 def test_the_question_alone_gives_little_away():
