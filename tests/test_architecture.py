@@ -23,8 +23,10 @@ CONFIG_OF_RECIPE: dict[str, type] = {
     "extract-tiny": ExtractConfig,
     "tiny-image-llm": ImageLLMTrainConfig,
     "tiny-image-llm-continued": ImageLLMTrainConfig,
+    "tiny-image-llm-finished": ImageLLMTrainConfig,
     "tiny-stage1": TrainConfig,
     "tiny-stage2": TrainConfig,
+    "tiny-stage2-images": TrainConfig,
     "tiny-world": WorldConfig,
 }
 
