@@ -16,7 +16,7 @@ class DemoConfig:
     images: int = 60
     """Still images: held-out ones for the image questions, as many for stage 2."""
     num_frames: int = 32
-    steps: int = 40
+    steps: int = 150
     """Optimizer steps of each of the two brief trainings."""
     num_workers: int = 2
     """Training workers."""
