@@ -2,7 +2,8 @@
 
 A plot is decided before anything is drawn, so questions, answers and captions are read off it exactly. Times are
 fractions of a shot. Splits share nothing that would give an answer away: a colour-shape pair that test questions are
-about never occurs in a training video, and neither does a sequence of places of a test video.
+about never occurs in a training video, but for what an object may turn into; neither does a sequence of places of a
+test video.
 """
 
 import hashlib

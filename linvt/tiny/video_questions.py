@@ -55,12 +55,13 @@ def _moves(plot: Plot) -> list[tuple[int, Actor]]:
     return [(i, actor) for i, shot in enumerate(plot.shots) for actor in shot.actors if actor.direction is not None]
 
 
-def _presence(plot: Plot) -> dict[str, list[int]]:
-    """In which shots each still subject is."""
+def _presence(plot: Plot, *, still: bool) -> dict[str, list[int]]:
+    """In which shots each subject is; with `still`, only subjects that neither move nor change."""
     shots: dict[str, list[int]] = {}
     for i, shot in enumerate(plot.shots):
         for actor in shot.actors:
-            if actor.thing.name in plot.subjects and actor.direction is None and actor.becomes is None:
+            acts = actor.direction is not None or actor.becomes is not None
+            if actor.thing.name in plot.subjects and not (still and acts):
                 shots.setdefault(actor.thing.name, []).append(i)
     return shots
 
@@ -78,7 +79,7 @@ def _orders(plot: Plot) -> list[Question]:
 def _counts(plot: Plot) -> list[Question]:
     return [
         Question(f"in how many shots is there a {name} ?", NUMBERS[len(shots)], "count", NUMBERS[1:5])
-        for name, shots in _presence(plot).items()
+        for name, shots in _presence(plot, still=True).items()
     ]
 
 
@@ -133,15 +134,10 @@ def _ends(plot: Plot) -> list[Question]:
 
 
 def _which_shots(plot: Plot) -> list[Question]:
-    shots: dict[str, list[int]] = {}
-    for i, shot in enumerate(plot.shots):
-        for actor in shot.actors:
-            if actor.thing.name in plot.subjects:
-                shots.setdefault(actor.thing.name, []).append(i)
     choices = tuple(ORDINALS[: len(plot.shots)])
     return [
         Question(f"in which shot is the {name} ?", ORDINALS[found[0]], "which shot", choices)
-        for name, found in shots.items()
+        for name, found in _presence(plot, still=False).items()
         if len(found) == 1
     ]
 

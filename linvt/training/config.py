@@ -79,8 +79,8 @@ class TrainConfig:
     turns_per_visit: int = 5
     """Most question-answer pairs of one visit (stage 2); a video with more of them is visited more often per epoch."""
     images_as_videos: bool = False
-    """Send images through LinVT too, as videos of one frame: the LLM knows the answers to questions about them, so
-    LinVT learns sooner what to look for. In stage 2 that comes on top of the way past LinVT, which answering takes."""
+    """Send images through LinVT too, as videos of one frame, whose answers the LLM knows already; not shown to help.
+    In stage 2 that comes on top of the way past LinVT, which answering takes."""
     window_shards: int = 16
     """Neighbouring shards (in an epoch's random order of shards) whose samples are shuffled together."""
     max_left_out_share: float = 0.0
