@@ -24,6 +24,7 @@ CONFIG_OF_RECIPE: dict[str, type] = {
     "tiny-image-llm": ImageLLMTrainConfig,
     "tiny-image-llm-continued": ImageLLMTrainConfig,
     "tiny-image-llm-finished": ImageLLMTrainConfig,
+    "tiny-image-llm-unordered": ImageLLMTrainConfig,
     "tiny-stage1": TrainConfig,
     "tiny-stage2": TrainConfig,
     "tiny-stage2-images": TrainConfig,

@@ -21,6 +21,11 @@ class ImageLLMTrainConfig:
     weight_decay: float = 0.01
     patch_loss_weight: float = 0.5
     """Weight of the per-patch auxiliary loss."""
+    unordered_share: float = 0.0
+    """Share of the images whose patch tokens reach the LLM in random order and blended with each other, so that it
+    learns to read what a token says rather than where it stands."""
+    word_loss_weight: float = 0.0
+    """Weight of the loss that draws a patch's token to the embeddings of the words for what lies under it."""
     seed: int = 0
     log_every: int = 50
     eval_every: int = 500

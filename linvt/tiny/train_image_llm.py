@@ -51,6 +51,8 @@ class PackedImage:
     blocks: np.ndarray  # [L] int64
     positions: np.ndarray  # [L] int64
     patch_labels: np.ndarray  # [N, 5] int64: shape, color, size, row, column; IGNORE for color and size of nothing
+    word_labels: np.ndarray  # [N, 4] int64: ids of the words for place, color, shape, size; IGNORE where there is none
+    mixing: np.ndarray  # [N, N] float32: the LLM reads `mixing @ patch tokens`
 
 
 class RenderedImages(IterableDataset):
@@ -64,7 +66,7 @@ class RenderedImages(IterableDataset):
         for step in range(self.config.steps):
             rng = np.random.default_rng([self.config.seed, 1, step])
             items = [
-                self.packer.pack(random_scene(rng), rng, self.config.questions_per_image)
+                self.packer.pack(random_scene(rng), rng, self.config.questions_per_image, self.config.unordered_share)
                 for _ in range(self.config.batch_size)
             ]
             yield collate(items)
@@ -83,7 +85,9 @@ class Packer:
     def encode(self, text: str) -> list[int]:
         return [self.vocabulary[word] for word in text.split()]
 
-    def pack(self, scene: Scene, rng: np.random.Generator, questions: int) -> PackedImage:
+    def pack(
+        self, scene: Scene, rng: np.random.Generator, questions: int, unordered_share: float = 0.0
+    ) -> PackedImage:
         prefix = [self.user] + [self.image] * self.grid**2
         ids, labels = list(prefix), [IGNORE] * len(prefix)
         blocks, positions = [0] * len(prefix), list(range(len(prefix)))
@@ -102,9 +106,27 @@ class Packer:
             positions += range(start, start + len(block_ids))
         image = augment(render(scene, RENDER_SIZE_PX), rng)
         pixels = self.processor.image_processor(images=[image], return_tensors="np")["pixel_values"][0]
+        patch_labels = self.patch_labels(scene)
         return PackedImage(
-            pixels, np.array(ids), np.array(labels), np.array(blocks), np.array(positions), self.patch_labels(scene)
+            pixels=pixels,
+            ids=np.array(ids),
+            labels=np.array(labels),
+            blocks=np.array(blocks),
+            positions=np.array(positions),
+            patch_labels=patch_labels,
+            word_labels=self.word_labels(scene, patch_labels),
+            mixing=random_mixing(self.grid**2, rng) if rng.random() < unordered_share else np.eye(self.grid**2),
         )
+
+    def word_labels(self, scene: Scene, patch_labels: np.ndarray) -> np.ndarray:
+        """Of the words that name what lies under a patch."""
+        labels = np.full((self.grid**2, 4), IGNORE, np.int64)
+        labels[:, 0] = self.vocabulary[scene.place]
+        for i, (shape, color, size) in enumerate(patch_labels[:, :3].tolist()):
+            if color != IGNORE:
+                words = (list(COLORS)[color], (*SHAPES, NEEDLE_SHAPE)[shape], list(SIZES)[size])
+                labels[i, 1:] = [self.vocabulary[word] for word in words]
+        return labels
 
     def patch_labels(self, scene: Scene) -> np.ndarray:
         labels = np.full((self.grid**2, len(PATCH_CLASSES)), IGNORE, np.int64)
@@ -124,6 +146,13 @@ class Packer:
                 list(SIZES).index(thing.size),
             )
         return labels
+
+
+def random_mixing(count: int, rng: np.random.Generator) -> np.ndarray:
+    """[N, N], rows sum to 1: every token once, in random order, with up to a quarter of each of two others added."""
+    share = rng.uniform(0, 0.5)
+    kept, *added = (np.eye(count)[rng.permutation(count)] for _ in range(3))
+    return (1 - share) * kept + share / 2 * (added[0] + added[1])
 
 
 def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -154,11 +183,13 @@ def collate(items: list[PackedImage]) -> dict[str, Tensor]:
         "positions": pad([item.positions for item in items], 0),
         "mask": torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))[:, None],
         "patch_labels": torch.from_numpy(np.stack([item.patch_labels for item in items])),
+        "word_labels": torch.from_numpy(np.stack([item.word_labels for item in items])),
+        "mixing": torch.from_numpy(np.stack([item.mixing for item in items]).astype(np.float32)),
     }
 
 
-def losses(model: Any, patch_head: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(next-token cross-entropy over answers, per-patch cross-entropy)."""
+def losses(model: Any, patch_head: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """(next-token cross-entropy over answers, per-patch cross-entropy, cross-entropy of patches' words)."""
     features_NC = model.model.get_image_features(batch["pixels"], return_dict=True).pooler_output
     features_BNC = torch.stack(list(features_NC)) if isinstance(features_NC, list | tuple) else features_NC
     features_BNC = features_BNC.reshape(len(batch["pixels"]), -1, features_BNC.shape[-1])
@@ -168,14 +199,27 @@ def losses(model: Any, patch_head: nn.Module, batch: dict[str, Tensor]) -> tuple
             for i, logits in enumerate(patch_head(features_BNC).split(PATCH_CLASSES, dim=-1))
         ]
     ).sum()
+    words_WC = model.get_input_embeddings().weight
+    # What an attention layer with unit weights would compute: so the loss shapes what such a layer finds.
+    likeness_BNW = _normed(features_BNC) @ _normed(words_WC).T * words_WC.shape[-1] ** -0.5
+    word_labels_BN4 = batch["word_labels"]
+    named_BN4 = word_labels_BN4 != IGNORE
+    likelihood_BN4 = likeness_BNW.log_softmax(-1).gather(-1, word_labels_BN4.clamp(min=0))
+    word_loss = -likelihood_BN4[named_BN4].mean()
     embeds_BLC = model.get_input_embeddings()(batch["ids"])
     patches = features_BNC.shape[1]
-    embeds_BLC = torch.cat([embeds_BLC[:, :1], features_BNC.to(embeds_BLC), embeds_BLC[:, 1 + patches :]], dim=1)
+    read_BNC = (batch["mixing"] @ features_BNC).to(embeds_BLC)
+    embeds_BLC = torch.cat([embeds_BLC[:, :1], read_BNC, embeds_BLC[:, 1 + patches :]], dim=1)
     hidden_BLC = model.model.language_model(
         inputs_embeds=embeds_BLC, position_ids=batch["positions"], attention_mask=batch["mask"], use_cache=False
     ).last_hidden_state
     answered = batch["labels"] != IGNORE
-    return F.cross_entropy(model.lm_head(hidden_BLC[answered]), batch["labels"][answered]), patch_loss
+    answer_loss = F.cross_entropy(model.lm_head(hidden_BLC[answered]), batch["labels"][answered])
+    return answer_loss, patch_loss, word_loss
+
+
+def _normed(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
 
 
 def train(config: ImageLLMTrainConfig) -> dict:
@@ -218,8 +262,10 @@ def train(config: ImageLLMTrainConfig) -> dict:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * scale
-        answer_loss, patch_loss = losses(model, patch_head, batch)
-        loss = answer_loss if config.freeze_vision else answer_loss + config.patch_loss_weight * patch_loss
+        answer_loss, patch_loss, word_loss = losses(model, patch_head, batch)
+        loss = answer_loss + config.word_loss_weight * word_loss
+        if not config.freeze_vision:
+            loss = loss + config.patch_loss_weight * patch_loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -227,6 +273,7 @@ def train(config: ImageLLMTrainConfig) -> dict:
             optimizer.zero_grad(set_to_none=True)
         if step % config.log_every == 0:
             row = {"step": step, "answer_loss": answer_loss.item(), "patch_loss": patch_loss.item()}
+            row["word_loss"] = word_loss.item()
             history.append({**row, "seconds": round(time.monotonic() - start, 1)})
             logger.info("%s", json.dumps(history[-1]))
         if step % config.eval_every == 0 or step == config.steps:
@@ -236,7 +283,13 @@ def train(config: ImageLLMTrainConfig) -> dict:
             model.train()
     seconds = time.monotonic() - start
     scores = evaluate(model, packer, images=1000, seed=config.seed + 20_000)
-    result = {"held_out_accuracy": scores, "seconds": round(seconds), "config": dataclasses.asdict(config)}
+    unordered = evaluate(model, packer, images=1000, seed=config.seed + 20_000, shuffled=True)
+    result = {
+        "held_out_accuracy": scores,
+        "held_out_accuracy_patches_shuffled": unordered,
+        "seconds": round(seconds),
+        "config": dataclasses.asdict(config),
+    }
     (out / config.log_name).write_text(json.dumps({**result, "history": history}, indent=1) + "\n")
     return result
 
@@ -250,14 +303,17 @@ def learning_rate_scale(step: int, config: ImageLLMTrainConfig) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: Any, packer: Packer, *, images: int, seed: int, questions_per_image: int = 8) -> dict[str, float]:
+def evaluate(
+    model: Any, packer: Packer, *, images: int, seed: int, questions_per_image: int = 8, shuffled: bool = False
+) -> dict[str, float]:
     """Exact-match accuracy per family on scenes of another seed; every answer token must be the greedy one.
 
     Teacher forcing is exact here: an answer counts only if each of its tokens, and the end, is the most likely
-    one after the right prefix, which is when greedy decoding would have written it.
+    one after the right prefix, which is when greedy decoding would have written it. With `shuffled` the LLM gets the
+    patches' tokens in random order.
     """
     model.eval()
-    rng = np.random.default_rng([seed, 2])
+    rng, order = np.random.default_rng([seed, 2]), np.random.default_rng([seed, 3])
     right: dict[str, list[bool]] = {}
     for _ in range(images):
         scene = random_scene(rng)
@@ -267,6 +323,8 @@ def evaluate(model: Any, packer: Packer, *, images: int, seed: int, questions_pe
         features_NC = (features[0] if isinstance(features, list | tuple) else features).reshape(
             -1, image_llm.HIDDEN_SIZE
         )
+        if shuffled:
+            features_NC = features_NC[torch.from_numpy(order.permutation(len(features_NC)))]
         rows = []
         for question in questions:
             rows.append(

@@ -1,9 +1,8 @@
 """What happens in a rendered video: shots, who is in them, who moves or changes. Pure and seeded.
 
 A plot is decided before anything is drawn, so questions, answers and captions are read off it exactly. Times are
-fractions of a shot. Splits share nothing that would give an answer away: a colour-shape pair that test questions are
-about never occurs in a training video, but for what an object may turn into; neither does a sequence of places of a
-test video.
+fractions of a shot. Splits share nothing that would give an answer away: neither a colour-shape pair that test questions
+are about nor a test video's sequence of places ever occurs in a training video.
 """
 
 import hashlib
@@ -110,6 +109,11 @@ def pair_split(color: str, shape: str) -> Split:
     return "test" if rest == 0 else "val" if rest == 1 else "train"
 
 
+def possible_colors(color: str, shape: str) -> tuple[str, ...]:
+    """What an object may turn into, in any split: the pairs that only training videos ask about, but for its own."""
+    return tuple(c for c in COLORS if c != color and pair_split(c, shape) == "train")
+
+
 def _places_split(places: tuple[str, ...]) -> Split:
     digit = hashlib.sha256(" ".join(places).encode()).digest()[0] % 8
     return "test" if digit == 0 else "val" if digit == 1 else "train"
@@ -183,7 +187,7 @@ def _stage(
             becomes = None
             if role == "changes":
                 # A new colour must not make another subject of it.
-                becomes = str(rng.choice([c for c in COLORS if c != color and (c, shape) not in cast]))
+                becomes = str(rng.choice([c for c in possible_colors(color, shape) if (c, shape) not in cast]))
                 changed.add((becomes, shape))
             actor = Actor(Thing(shape, color, size, *spot), becomes=becomes)
         taken.append((actor.thing.x, actor.thing.y))

@@ -8,7 +8,7 @@ import numpy as np
 
 from linvt.tiny.image_questions import NUMBERS, Question
 from linvt.tiny.scene import COLORS, NEEDLE_SHAPE, PLACES, POSITIONS, SHAPES, SIZES, position_name
-from linvt.tiny.video_plot import DIRECTIONS, Actor, Plot, Shot, pair_split
+from linvt.tiny.video_plot import DIRECTIONS, Actor, Plot, Shot, pair_split, possible_colors
 from linvt.tiny.vocabulary import ORDINALS
 
 
@@ -42,12 +42,14 @@ def ask(plot: Plot, rng: np.random.Generator, count: int) -> list[Question]:
 
 
 def study(plot: Plot, rng: np.random.Generator) -> list[Question]:
-    """All that a training video has to teach, shuffled: every question of every family, and what is plainly there.
+    """All that a training video has to teach, shuffled: every question of every family, and what leads up to them.
 
-    The latter are questions that the image-LLM knows from stills, and a caption a shot. No held-out score counts them.
+    The latter are what the image-LLM knows from stills, how each mover starts, goes and ends, and the caption of a
+    shot. No held-out score counts them.
     """
-    questions = [question for family in FAMILIES.values() for question in family(plot)]
-    questions += [*_still_lifes(plot, rng), *_shot_captions(plot)]
+    # A mover of the last shot is asked about its end by its family and by its movement: once is enough.
+    questions = [question for name, family in FAMILIES.items() if name != "end state" for question in family(plot)]
+    questions += [*_still_lifes(plot, rng), *_movements(plot, rng), _shot_caption_question(plot, rng)]
     return [questions[i] for i in rng.permutation(len(questions))]
 
 
@@ -94,9 +96,9 @@ def _changes(plot: Plot) -> list[Question]:
     questions = []
     for actor in (actor for shot in plot.shots for actor in shot.actors):
         if actor.becomes is not None:
-            others = tuple(color for color in COLORS if color != actor.thing.color)
             text = f"what color does the {actor.thing.name} become ?"
-            questions.append(Question(text, actor.becomes, "change", others))
+            choices = possible_colors(actor.thing.color, actor.thing.shape)
+            questions.append(Question(text, actor.becomes, "change", choices))
     return questions
 
 
@@ -176,8 +178,20 @@ def _still_lifes(plot: Plot, rng: np.random.Generator) -> list[Question]:
     return questions
 
 
-def _shot_captions(plot: Plot) -> list[Question]:
-    return [
-        Question(f"describe the {ordinal} shot", _shot_caption(shot), "caption", ())
-        for ordinal, shot in zip(ORDINALS, plot.shots)
-    ]
+def _movements(plot: Plot, rng: np.random.Generator) -> list[Question]:
+    """Where every mover starts and ends, and whether it moves this way or that."""
+    questions = []
+    for _, actor in _moves(plot):
+        name, direction = actor.thing.name, actor.direction
+        start, end = position_name(actor.thing.x, actor.thing.y), position_name(*actor.end)
+        questions.append(Question(f"where is the {name} at the beginning ?", start, "position", POSITIONS))
+        questions.append(Question(f"where is the {name} at the end ?", end, "end state", POSITIONS))
+        other = str(rng.choice([d for d in DIRECTIONS if d != direction]))
+        questions.append(Question(f"does the {name} move {direction} ?", "yes", "direction", ("yes", "no")))
+        questions.append(Question(f"does the {name} move {other} ?", "no", "direction", ("yes", "no")))
+    return questions
+
+
+def _shot_caption_question(plot: Plot, rng: np.random.Generator) -> Question:
+    number = int(rng.integers(len(plot.shots)))
+    return Question(f"describe the {ORDINALS[number]} shot", _shot_caption(plot.shots[number]), "caption", ())

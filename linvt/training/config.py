@@ -22,6 +22,7 @@ SAME_ON_RESUME = (
     "linvt_scorer_gradient",
     "linvt_time_in_keys",
     "linvt_time_anchored_queries",
+    "linvt_word_matched_start",
     "visits_per_batch",
     "turns_per_visit",
     "images_as_videos",
@@ -108,6 +109,9 @@ class TrainConfig:
     """Our addition: keys and queries carry a time encoding; values never do."""
     linvt_time_anchored_queries: bool = True
     """Our addition: the queries of a scale are spread over the video's time."""
+    linvt_word_matched_start: bool = False
+    """Our addition: start from preferring tokens that resemble the instruction's words; for image-LLMs whose projector
+    puts what is seen near the words for it."""
 
     # How
     learning_rate: float = 1e-4

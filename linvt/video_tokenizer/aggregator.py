@@ -14,6 +14,8 @@ from linvt.video_tokenizer.attention import Attention
 from linvt.video_tokenizer.config import LinVTConfig
 
 _TIME_FREQUENCIES = 16
+# How sharply an untrained LinVT prefers the patches that resemble the words.
+_WORD_GAIN = 3.0
 
 
 class AggregatorLayer(nn.Module):
@@ -54,6 +56,23 @@ class Aggregator(nn.Module):
             # Zero logits but for the anchors: an untrained LinVT is multi-scale temporal average pooling.
             nn.init.zeros_(self.weight_query.weight)
             nn.init.zeros_(self.weight_query.bias)
+        if config.word_matched_start:
+            self._start_from_words()
+
+    def _start_from_words(self) -> None:
+        """Queries begin as what the instruction says, compared with the keys as they are."""
+        c = self.config.hidden_size
+        for layer in self.layers:
+            assert isinstance(layer, AggregatorLayer)
+            for silent in (layer.self_attention.out, layer.visual_attention.out):
+                nn.init.zeros_(silent.weight)
+                nn.init.zeros_(silent.bias)
+            for open_ in (layer.text_attention.value, layer.text_attention.out):
+                nn.init.eye_(open_.weight)
+                nn.init.zeros_(open_.bias)
+        for linear, gain in ((self.weight_query, _WORD_GAIN), (self.weight_key, 1.0)):
+            linear.weight.data.copy_(gain * torch.eye(c))
+            nn.init.zeros_(linear.bias)
 
     def time_encoding(self, times: Tensor) -> Tensor:
         """[..., C] for times in [0, 1]."""

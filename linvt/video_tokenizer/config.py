@@ -30,10 +30,15 @@ class LinVTConfig:
     """Our addition: keys and queries carry a time encoding, values never do."""
     time_anchored_queries: bool = True
     """Our addition: query i of a scale of q prefers tokens around time (i + 1/2) / q, with a learned width."""
+    word_matched_start: bool = False
+    """Our addition, a start and no constraint: an untrained LinVT prefers tokens that resemble the embeddings of the
+    instruction's words. For image-LLMs whose projector puts what is seen near the words for it."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.word_matched_start and not self.text_condition:
+            raise ValueError("word_matched_start needs text_condition: without text there are no words to match")
         if len(self.num_queries) != len(self.windows):
             raise ValueError(f"num_queries {self.num_queries} and windows {self.windows} must have one entry per scale")
         if min(self.top_k, self.num_layers, *self.num_queries, *self.windows) < 1:

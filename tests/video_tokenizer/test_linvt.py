@@ -134,6 +134,30 @@ def test_an_untrained_linvt_is_temporal_average_pooling_in_order():
     assert out[7] > 13
 
 
+@pytest.mark.parametrize("time_anchored", [True, False])
+def test_a_word_matched_start_prefers_the_patches_that_resemble_the_instruction(time_anchored):
+    torch.manual_seed(9)
+    config = LinVTConfig(
+        hidden_size=64,
+        top_k=999,
+        num_queries=(8, 4, 2),
+        num_layers=2,
+        num_heads=1,
+        word_matched_start=True,
+        time_anchored_queries=time_anchored,
+    )
+    module = LinVT(config).eval()
+    words, things = torch.randn(2, 64), torch.randn(8, 6, 64)
+    tokens = things + torch.randn(8, 6, 64) * 0.3
+    tokens[:, 1], tokens[:, 4] = words
+    with torch.no_grad():
+        first, second = (
+            module(tokens[None], word[None, None], return_map=True).map[0].reshape(14, 8, 6).sum(1) for word in words
+        )
+    assert first[:8].argmax(-1).tolist() == [1] * 8
+    assert second[:8].argmax(-1).tolist() == [4] * 8
+
+
 @given(length=st.integers(1, 12), window=st.integers(1, 8), seed=st.integers(0, 999), padding=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
 def test_pooling_is_what_unpooling_says(length, window, seed, padding):
@@ -185,6 +209,8 @@ def test_frame_average_is_the_mean_of_each_frame():
 
 
 def test_errors_name_what_came():
+    with pytest.raises(ValueError, match="word_matched_start needs text_condition"):
+        LinVTConfig(hidden_size=C, num_heads=4, text_condition=False, word_matched_start=True)
     module = LinVT(LinVTConfig(hidden_size=C, num_queries=(4, 2, 1), num_layers=1, num_heads=4))
     with pytest.raises(ValueError, match="8 channels"):
         module(torch.randn(1, 2, 3, 8), torch.randn(1, 2, 8))
