@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from linvt.extraction.decode import decode_input
+from linvt.extraction.decode_process import DecodeProcess, DecoderDied
 from linvt.extraction.identity import Extraction
-from linvt.extraction.plan import planned_from_table
+from linvt.extraction.plan import PlannedInput, planned_from_table
 from linvt.extraction.rows import VideoRow, rows_to_table
 from linvt.extraction.strikes import MAX_STRIKES, absolve, struck_out
 from linvt.shards.storage import open_storage
@@ -17,18 +19,27 @@ from linvt.shots import load_detector
 class Decoder:
     """Planned inputs in; `VideoRow`s with frames (null where quarantined) out."""
 
-    def __init__(self, detector: str, asked: Extraction, uri: str) -> None:
+    def __init__(
+        self, detector: str, asked: Extraction, uri: str, decode_stall_timeout_s: float, decode_memory_mb: int
+    ) -> None:
         torch.set_num_threads(asked.threads_per_worker)
         self._detector, self._spec, self._storage = load_detector(detector), asked.feature, open_storage(uri)
+        self._process = DecodeProcess(stall_timeout_s=decode_stall_timeout_s, memory_mb=decode_memory_mb)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for planned in planned_from_table(table):
-            row, frames = VideoRow.of(planned), None
-            if struck_out(self._storage, planned.slot, "decode"):
-                row = row.quarantined("decode", "WorkerDied", f"{MAX_STRIKES} processes died while they decoded it")
-            else:
-                row, frames = decode_input(planned, self._detector, self._spec)
+            row, frames = self._decode(planned)
             absolve(self._storage, planned.slot, "decode")
             pixels = pa.array([None if frames is None else frames.data], pa.large_binary())
             shape = pa.array([None if frames is None else frames.shape], pa.list_(pa.int32()))
             yield rows_to_table([row]).append_column("frames", pixels).append_column("frames_shape", shape)
+
+    def _decode(self, planned: PlannedInput) -> tuple[VideoRow, np.ndarray | None]:
+        """Tries until there is an outcome or the input has killed its decoder, or this process, too often."""
+        error_class, message = "WorkerDied", "the process that decoded it died"
+        while not struck_out(self._storage, planned.slot, "decode"):
+            try:
+                return decode_input(planned, self._detector, self._spec, self._process)
+            except DecoderDied as death:
+                error_class, message = death.error_class, death.message
+        return VideoRow.of(planned).quarantined("decode", error_class, f"{message} ({MAX_STRIKES} attempts)"), None

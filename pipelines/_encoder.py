@@ -14,7 +14,7 @@ from linvt.shards.storage import open_storage
 
 
 class Encoder:
-    """`VideoRow`s with frames in; spools each and tells only its slot and status."""
+    """`VideoRow`s with frames in; spools each and tells only its slot, status and id."""
 
     def __init__(self, backbone: str, asked: Extraction, uri: str) -> None:
         torch.set_num_threads(asked.threads_per_worker)
@@ -47,4 +47,4 @@ class Encoder:
                 )
             write_spooled(self._storage, rows[i], self._asked.feature.feature_id, info_json, tokens)
             absolve(self._storage, row.slot, "encode")
-        return pa.table({"slot": [row.slot for row in rows], "status": [row.status for row in rows]})
+        return pa.table({name: [getattr(row, name) for row in rows] for name in ("slot", "status", "video_id")})

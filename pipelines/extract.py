@@ -8,7 +8,7 @@ once, tokens never: an encoder spools them, and an assembler task turns the spoo
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +28,13 @@ from linvt.extraction.existing import (
     remove_extraction,
 )
 from linvt.extraction.identity import Extraction, FeatureSpec, require_same
-from linvt.extraction.inputs import list_inputs
+from linvt.extraction.inputs import MediaFile, list_inputs
+from linvt.extraction.lock import exclusive
 from linvt.extraction.plan import Plan, PlannedInput, grow_plan, planned_to_table, write_plan
-from linvt.extraction.spool import remove_spooled, spooled_slots
+from linvt.extraction.reopening import quarantined_slots, reopen_shards
+from linvt.extraction.spool import quarantined_spool, remove_spooled, spooled_slots
 from linvt.shards.commit import CommitRecord
-from linvt.shards.layout import EXTRACTION
+from linvt.shards.layout import EXTRACTION, VIDEOS
 from linvt.shards.storage import Storage, open_storage
 from linvt.shots import detector_fingerprint
 from pipelines._assembler import assemble
@@ -50,24 +52,20 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     """Runs an extraction to its end and returns its counts.
 
     Raises ValueError for a configuration or inputs that cannot be worked on, RuntimeError if the counts do not
-    reconcile. Killed at any point, the same call with on_existing="resume" goes on where it stopped.
+    reconcile or more inputs are quarantined than the configuration allows. Killed at any point, the same call with
+    on_existing="resume" goes on where it stopped.
     """
     started = time.monotonic()
     storage = open_storage(config.out)
-    with ExitStack() as ray_session:
-        # 1. What is there, and what is asked for.
-        existing = existing_extraction(storage)
-        if existing is not None and config.on_existing == "fail":
-            raise ValueError(
-                f"--out {config.out} already holds an extraction; go on with it by --on-existing resume, replace it by "
-                "--on-existing overwrite, or choose another folder"
-            )
-        inputs = list_inputs(config.videos, config.media_root)
-        if config.on_existing == "overwrite":
-            existing = None
-        asked = _resolve(config, existing[0] if existing else None, ray_session)
+    found = _found(config, storage)
+    inputs = list_inputs(config.videos, config.media_root)[: config.limit]
+    with ExitStack() as session:
+        asked = _resolve(config, found, session)
+        session.enter_context(exclusive(storage))
+        # Again, because whoever held OUT until now may have changed it.
+        existing = _found(config, storage)
 
-        # 2. The plan: old slots stay, new inputs are appended. It is written before any work, so no crash changes it.
+        # 1. The plan: old slots stay, new inputs are appended. It is written before any work, so no crash changes it.
         records: dict[int, CommitRecord] = {}
         clear_leftovers(storage)
         if existing is None:
@@ -76,12 +74,11 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             plan = grow_plan(Plan(samples_per_shard=config.samples_per_shard, rows=()), inputs)
         else:
             require_same(existing[0], asked, storage.uri)
-            records = committed_records(storage, existing[1], asked.feature.feature_id, contents=config.verify_shards)
-            plan = grow_plan(refresh_media(storage, existing[1], inputs, records), inputs)
+            plan, records = _reopened(config, storage, existing[1], asked.feature.feature_id, inputs)
         if existing is None or plan != existing[1]:
             write_plan(storage, plan)
 
-        # 3. The work that is left.
+        # 2. The work that is left.
         shards = _Shards(storage, plan, asked.feature.feature_id, records)
         logger.info(
             "%d inputs in %d shards; committed already: %d shards; to extract: %d inputs",
@@ -91,13 +88,13 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             len(shards.pending),
         )
         if shards.pending:
-            _start_ray(ray_session)
+            _start_ray(session)
             _run_stages(config, asked, shards)
 
-    # 4. Every input is a sample or a tombstone, or this raises.
-    finish_extraction(storage, plan, shards.records)
+        # 3. Every input is a sample or a tombstone, or this raises.
+        finish_extraction(storage, plan, shards.records)
     records = shards.records
-    return {
+    summary = {
         "inputs": len(plan.rows),
         "committed": sum(len(record.samples) for record in records.values()),
         "quarantined": sum(len(record.tombstones) for record in records.values()),
@@ -105,13 +102,45 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         "bytes": sum(record.tar_size_bytes for record in records.values()),
         "seconds": round(time.monotonic() - started, 3),
     }
+    if config.strict and summary["quarantined"]:
+        raise RuntimeError(
+            f"{summary['quarantined']} of {summary['inputs']} inputs are quarantined, and --strict allows none; "
+            f"{storage.path(VIDEOS)} says why. The others are committed"
+        )
+    return summary
 
 
-def _resolve(config: ExtractConfig, existing: Extraction | None, ray_session: ExitStack) -> Extraction:
+def _found(config: ExtractConfig, storage: Storage) -> tuple[Extraction, Plan] | None:
+    """What there is to go on with. Raises ValueError where something is and was not expected."""
+    existing = existing_extraction(storage)
+    if existing is not None and config.on_existing == "fail":
+        raise ValueError(
+            f"--out {config.out} already holds an extraction; go on with it by --on-existing resume, replace it by "
+            "--on-existing overwrite, or choose another folder"
+        )
+    return existing if config.on_existing == "resume" else None
+
+
+def _reopened(
+    config: ExtractConfig, storage: Storage, plan: Plan, feature_id: str, inputs: Sequence[MediaFile]
+) -> tuple[Plan, dict[int, CommitRecord]]:
+    """The plan with what is new, and the shards that need no work."""
+    records = committed_records(storage, plan, feature_id, contents=config.verify_shards)
+    if config.retry_quarantined:
+        remove_spooled(storage, quarantined_spool(storage, feature_id))
+        for shard in reopen_shards(storage, records, quarantined_slots(records)):
+            del records[shard]
+    plan, reopened = refresh_media(storage, plan, inputs, records)
+    for shard in reopened:
+        del records[shard]
+    return grow_plan(plan, inputs), records
+
+
+def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ray_session: ExitStack) -> Extraction:
     """The configuration with its defaults filled in; on a resume, `auto` is what it was."""
     encode_dtype = config.encode_dtype
     if encode_dtype == "auto" and existing is not None:
-        encode_dtype = existing.encode_dtype
+        encode_dtype = existing[0].encode_dtype
     if encode_dtype == "auto":
         _start_ray(ray_session)
         encode_dtype = "bfloat16" if ray.cluster_resources().get("GPU") else "float32"
@@ -124,6 +153,8 @@ def _resolve(config: ExtractConfig, existing: Extraction | None, ray_session: Ex
             num_frames=config.num_frames,
             detector=detector_fingerprint(config.detector),
             shot_threshold=config.shot_threshold,
+            sampling=config.sampling,
+            fps=config.fps,
         ),
         samples_per_shard=config.samples_per_shard,
         encode_batch_size=config.encode_batch_size,
@@ -215,7 +246,13 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> No
         ray.data.from_arrow([planned_to_table(planned) for planned in pending])
         .map_batches(
             Decoder,
-            fn_constructor_args=(config.detector, asked, shards.storage.uri),
+            fn_constructor_args=(
+                config.detector,
+                asked,
+                shards.storage.uri,
+                config.decode_stall_timeout_s,
+                config.decode_memory_mb,
+            ),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=placement.num_decoders),
@@ -241,6 +278,11 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> No
                 assemblies.append(remote_assemble.remote(shards.storage.uri, *shards.assembly_arguments(shard)))
             assemblies = _collect(assemblies, shards, leave=_MAX_ASSEMBLIES)
             quarantined += batch["status"].tolist().count("quarantined")
+            if config.max_errors is not None and quarantined > config.max_errors:
+                raise RuntimeError(
+                    f"{quarantined} inputs were quarantined in this run, more than --max-errors {config.max_errors}; "
+                    f"the latest: {batch['video_id'][-1]}. What is done stays; go on with --on-existing resume"
+                )
             note = f"{quarantined} quarantined, {len(shards.records)} shards committed"
             progress.advance(len(batch["slot"]), note)
         _collect(assemblies, shards, leave=0)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from linvt.shards.layout import CacheDtype
+from linvt.shards.layout import CacheDtype, Sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +21,11 @@ class ExtractConfig:
     """The folder that relative paths in a list or an annotation file start from; by default the file's own folder."""
     num_frames: int = 64
     """Most frames to keep of a video, spread over its shots."""
+    sampling: Sampling = "shots"
+    """Which frames stand for a video. shots: at least one of every shot, the rest by duration; uniform: evenly spread
+    over the whole; fps: as uniform, with --fps frames a second instead of --num-frames, which then bounds them."""
+    fps: float | None = None
+    """Frames a second to keep with --sampling fps."""
     samples_per_shard: int = 64
     """Inputs per shard."""
     detector: str = "transnetv2"
@@ -47,10 +52,23 @@ class ExtractConfig:
     """Processes that encode; by default one per GPU, or one per four CPUs where there is no GPU."""
     videos_per_task: int = 4
     """Videos that travel together through Ray: more amortises scheduling, fewer balances long videos better."""
+    decode_stall_timeout_s: float = 120.0
+    """Seconds without any sign of life after which a decoding process is ended; three such attempts quarantine the
+    input. Not a limit on the time that a long video takes."""
+    decode_memory_mb: int = 4096
+    """How much memory a decoding process may take (Linux); an input that needs more is quarantined."""
     stall_timeout_s: float = 4 * 3600.0
     """Seconds without any finished task after which the job fails; must exceed what the longest videos take."""
     on_existing: Literal["resume", "overwrite", "fail"] = "fail"
     """What to do where `out` holds an extraction already: go on with it, remove it first, or stop."""
+    retry_quarantined: bool = False
+    """On resume, extract the quarantined inputs again; what is committed stays as it is."""
+    limit: int | None = None
+    """Work on the first so many inputs only, in the order of their ids; a later run without it goes on."""
+    max_errors: int | None = None
+    """Stop with an error when more inputs than this were quarantined in this run; --on-existing resume goes on."""
+    strict: bool = False
+    """End with an error if any input is quarantined, after everything else was extracted."""
     verify_shards: bool = False
     """On resume, hash every committed shard instead of comparing sizes; reads the whole cache."""
 
@@ -65,11 +83,20 @@ class ExtractConfig:
             "num_decode_workers",
             "num_encode_workers",
             "videos_per_task",
+            "decode_memory_mb",
+            "decode_stall_timeout_s",
             "stall_timeout_s",
+            "limit",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if (self.fps is not None) != (self.sampling == "fps"):
+            raise ValueError(f"--sampling fps and --fps go together, got --sampling {self.sampling} and fps {self.fps}")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"--fps must be positive, got {self.fps}")
+        if self.max_errors is not None and self.max_errors < 0:
+            raise ValueError(f"--max-errors must not be negative, got {self.max_errors}")
         if not 0 < self.shot_threshold < 1:
             raise ValueError(f"--shot-threshold must lie between 0 and 1, got {self.shot_threshold}")
         if self.max_candidates < self.num_frames:

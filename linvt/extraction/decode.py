@@ -3,23 +3,24 @@
 Shapes: F decoded frames, T kept frames.
 """
 
+import math
 import time
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from linvt.extraction.fetch import local_copy
 from linvt.extraction.identity import FeatureSpec
 from linvt.extraction.plan import PlannedInput
+from linvt.extraction.reading import MediaRead, Reader, Unreadable, read_media
 from linvt.extraction.rows import VideoRow
 from linvt.sampling import sample_frames
 from linvt.shards.layout import sample_key
 from linvt.shots import Shot, ShotDetector, shots_from_probabilities
-from linvt.video import DecodedVideo, MediaError, decode_video
 
 
 def decode_input(
-    planned: PlannedInput, detector: ShotDetector, spec: FeatureSpec
+    planned: PlannedInput, detector: ShotDetector, spec: FeatureSpec, read: Reader = read_media
 ) -> tuple[VideoRow, np.ndarray | None]:
     """The frames that stand for one input, uint8 [T, H, W, 3] with T <= spec.num_frames, and what is known of it.
 
@@ -27,37 +28,71 @@ def decode_input(
     errors (storage, memory, bugs) are not the media's fault and are raised.
     """
     row = VideoRow.of(planned)
-    clock = time.perf_counter
-    started = clock()
+    chunks = _Chunks(read(row.uri, spec.max_side, spec.max_candidates))
+    started = time.perf_counter()
     try:
-        with local_copy(row.uri) as (path, sha256):
-            row = replace(row, sha256=sha256, size_bytes=path.stat().st_size, fetch_s=clock() - started)
-            started = clock()
-            video = decode_video(path, max_side=spec.max_side, max_candidates=spec.max_candidates)
-    except MediaError as error:
+        probabilities = detector.predict_stream(chunks)
+    except Unreadable as error:
+        row = replace(row, sha256=error.sha256, size_bytes=error.size_bytes)
         return row.quarantined(error.stage, error.error_class, error.message), None
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        return row.quarantined("fetch", type(error).__name__, str(error)), None
-    row = replace(row, decode_s=clock() - started)
+    detection_s = time.perf_counter() - started - chunks.seconds
+    media = chunks.media
+    if media.info.num_frames == 1:
+        probabilities = np.zeros(1, np.float32)
+    row = replace(
+        row,
+        sha256=media.sha256,
+        size_bytes=media.size_bytes,
+        fetch_s=media.fetch_s,
+        decode_s=media.decode_s,
+        boundary_probabilities=probabilities,
+        shots_detection_s=detection_s,
+    )
+    row, frames = _keep_frames(row, media, shots_from_probabilities(probabilities, spec.shot_threshold), spec)
+    return replace(row, key=sample_key(media.sha256, row.video_id)), frames
 
-    started = clock()
-    probabilities = _boundary_probabilities(video, detector)
-    shots = shots_from_probabilities(probabilities, spec.shot_threshold)
-    row = replace(row, boundary_probabilities=probabilities, shots_detection_s=clock() - started)
-    row, frames = _keep_frames(row, video, shots, spec.num_frames)
-    return replace(row, key=sample_key(sha256, row.video_id)), frames
+
+class _Chunks:
+    """The detector's frames as they come; afterwards `media`, and how many `seconds` were spent waiting for them."""
+
+    def __init__(self, source: Generator[np.ndarray, None, MediaRead]) -> None:
+        self._source, self._media = source, None
+        self.seconds = 0.0
+
+    @property
+    def media(self) -> MediaRead:
+        assert self._media is not None, "a detector must take every chunk"
+        return self._media
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while True:
+            started = time.perf_counter()
+            try:
+                chunk = next(self._source)
+            except StopIteration as end:
+                self._media = end.value
+                return
+            finally:
+                self.seconds += time.perf_counter() - started
+            yield chunk
 
 
-def _boundary_probabilities(video: DecodedVideo, detector: ShotDetector) -> np.ndarray:
-    if len(video.detector_frames) == 1:
-        return np.zeros(1, np.float32)
-    return detector.predict(video.detector_frames)
+def _sampled(shots: list[Shot], media: MediaRead, spec: FeatureSpec) -> np.ndarray:
+    """Which frames to keep, int64 [T]."""
+    budget = spec.num_frames
+    if spec.sampling == "fps":
+        assert spec.fps is not None
+        # The tolerance is for durations that are a frame's rounding above a whole number of frames.
+        budget = min(budget, max(1, math.ceil(media.info.duration_s * spec.fps - 1e-6)))
+    if spec.sampling != "shots":
+        shots = [Shot(0, len(media.timestamps_s))]
+    return sample_frames(shots, media.timestamps_s, budget, candidates=media.candidates)
 
 
-def _keep_frames(row: VideoRow, video: DecodedVideo, shots: list[Shot], num_frames: int) -> tuple[VideoRow, np.ndarray]:
+def _keep_frames(row: VideoRow, media: MediaRead, shots: list[Shot], spec: FeatureSpec) -> tuple[VideoRow, np.ndarray]:
     """Chooses the frames [T, H, W, 3] and notes the video's facts, shots and their times."""
-    info, times_s = video.info, video.timestamps_s
-    frames, indices = video.pool.get(sample_frames(shots, times_s, num_frames, candidates=video.pool.indices))
+    info, times_s = media.info, media.timestamps_s
+    indices = _sampled(shots, media, spec)
     ends_s = [float(times_s[shot.end]) if shot.end < len(times_s) else info.duration_s for shot in shots]
     shot_starts = np.array([shot.start for shot in shots])
     row = replace(
@@ -80,4 +115,4 @@ def _keep_frames(row: VideoRow, video: DecodedVideo, shots: list[Shot], num_fram
         kept_timestamps_s=times_s[indices].tolist(),
         kept_shot_index=(np.searchsorted(shot_starts, indices, side="right") - 1).clip(0).tolist(),
     )
-    return row, frames
+    return row, media.take(indices)

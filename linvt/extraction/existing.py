@@ -3,13 +3,15 @@
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 
 from linvt.extraction.fetch import content_sha256
 from linvt.extraction.identity import Extraction, read_extraction
 from linvt.extraction.inputs import MediaFile
-from linvt.extraction.plan import Plan, changed_inputs, read_plan, with_media
+from linvt.extraction.plan import Plan, PlannedInput, changed_inputs, read_plan, with_media
+from linvt.extraction.reopening import reopen_shards
 from linvt.extraction.rows import VIDEOS_SCHEMA
 from linvt.extraction.spool import remove_spooled
 from linvt.extraction.strikes import clear_strikes
@@ -95,44 +97,32 @@ def committed_records(storage: Storage, plan: Plan, feature_id: str, *, contents
 
 def refresh_media(
     storage: Storage, plan: Plan, inputs: Sequence[MediaFile], records: Mapping[int, CommitRecord]
-) -> Plan:
-    """The plan with what it knows of files that were moved or touched brought up to date.
+) -> tuple[Plan, set[int]]:
+    """The plan with what it knows of moved, touched and replaced files brought up to date, and the reopened shards.
 
-    Raises ValueError naming the files whose content is no longer what was committed. Spooled samples of changed files
-    are dropped. A quarantined file that changed stays quarantined, with a warning.
+    A file whose content is no longer what was committed, or that was quarantined and has changed, is undecided again,
+    and its shard with it (`reopen_shards`); spooled samples of changed files are dropped. The plan must be written
+    after this: until then, a run that was killed finds the same changes again.
     """
-    sha256_of_id = {sample.video_id: sample.sha256 for record in records.values() for sample in record.samples}
+    sha256_of_slot = {sample.slot: sample.sha256 for record in records.values() for sample in record.samples}
     fresh: dict[str, MediaFile] = {}
-    replaced: list[str] = []
-    still_quarantined: list[str] = []
+    replaced: list[PlannedInput] = []
     for planned, media in changed_inputs(plan, inputs):
         if planned.shard not in records:
             remove_spooled(storage, [planned.slot])
-            fresh[media.video_id] = media
-        elif media.video_id not in sha256_of_id:
-            still_quarantined.append(media.video_id)
         elif media.size_bytes is None:
             continue  # A listed file that is gone: what was made from it stays.
-        elif content_sha256(media.uri) == sha256_of_id[media.video_id]:
-            fresh[media.video_id] = media
-        else:
-            replaced.append(media.video_id)
+        elif planned.slot in sha256_of_slot:
+            if content_sha256(media.uri) != sha256_of_slot[planned.slot]:
+                replaced.append(planned)
+        elif replace(media, uri=planned.media.uri) != planned.media:  # Quarantined, and not just moved.
+            replaced.append(planned)
+        fresh[media.video_id] = media
     if replaced:
-        raise ValueError(
-            f"{len(replaced)} files are not those that {storage.uri} was made from: {_some(replaced)}. Give new "
-            "content a new name, restore the old, or extract everything again with --on-existing overwrite"
-        )
-    if still_quarantined:
-        logger.warning(
-            "%d quarantined inputs changed since and stay quarantined: %s. Give them new names to have them extracted",
-            len(still_quarantined),
-            _some(still_quarantined),
-        )
-    return with_media(plan, fresh)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        names = ", ".join(planned.media.video_id for planned in replaced[:5]) + (", …" if len(replaced) > 5 else "")
+        logger.info("%d files were replaced and are extracted again: %s", len(replaced), names)
+    reopened = reopen_shards(storage, records, (planned.slot for planned in replaced))
+    return with_media(plan, fresh), reopened
 
 
 def finish_extraction(storage: Storage, plan: Plan, records: Mapping[int, CommitRecord]) -> None:

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from linvt.shards.layout import EXTRACTION, LAYOUT_VERSION, CacheDtype
+from linvt.shards.layout import EXTRACTION, LAYOUT_VERSION, CacheDtype, Sampling
 from linvt.shards.storage import Storage
 
 
@@ -22,6 +22,8 @@ class FeatureSpec:
     detector: str
     """Fingerprint of the shot detector's weights and code."""
     shot_threshold: float
+    sampling: Sampling = "shots"
+    fps: float | None = None
     layout_version: int = LAYOUT_VERSION
 
     @property

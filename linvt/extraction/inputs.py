@@ -8,7 +8,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +17,8 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
+
+from linvt.extraction.fetch import names_no_file
 
 MEDIA_EXTENSIONS = frozenset(
     {
@@ -78,7 +80,12 @@ def _info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
     if not isinstance(filesystem, LocalFileSystem):
         return filesystem.info(path)
     # fsspec gives a link's own modification time, which stays when the file behind it changes.
-    stat = os.stat(path)
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        if not names_no_file(error):
+            raise
+        return {"type": "file", "size": None, "mtime": None}
     return {"type": "file", "size": stat.st_size, "mtime": stat.st_mtime_ns}
 
 
@@ -88,10 +95,18 @@ def _local_files(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
     if real in parents:
         return
     for entry in os.scandir(folder):
-        if entry.is_dir():
+        if _leads_to(entry.is_dir):
             yield from _local_files(entry.path, (*parents, real))
-        elif entry.is_file():
+        elif _leads_to(entry.is_file) or entry.is_symlink():
+            # A link to nothing is an input too: it ends as a quarantined row, not unseen.
             yield entry.path
+
+
+def _leads_to(is_kind: Callable[[], bool]) -> bool:
+    try:
+        return is_kind()
+    except OSError:  # A link to itself.
+        return False
 
 
 def _globbed(filesystem: AbstractFileSystem, pattern: str) -> Iterator[MediaFile]:
@@ -104,7 +119,7 @@ def _globbed(filesystem: AbstractFileSystem, pattern: str) -> Iterator[MediaFile
         matches_pattern = re.compile(glob_translate(pattern)).match
         matches = {path: info for path, info in _walk(filesystem, root).items() if matches_pattern(path)}
     else:
-        matches = {path: _info(filesystem, path) for path in glob.glob(pattern) if os.path.isfile(path)}
+        matches = {path: _info(filesystem, path) for path in glob.glob(pattern) if not os.path.isdir(path)}
     return _below(filesystem, root, matches)
 
 
@@ -136,7 +151,7 @@ def _listed(filesystem: AbstractFileSystem, path: str, media_root: str | None) -
         try:
             info = _info(media_filesystem, media_path)
         except FileNotFoundError:
-            info = None
+            info = {"type": "file", "size": None}
         yield _media_file(media_filesystem, media_path, video_id, info)
 
 
@@ -164,18 +179,20 @@ def _normalised(name: str) -> str:
     return str(PurePosixPath(name))
 
 
-def _media_file(filesystem: AbstractFileSystem, path: str, video_id: str, info: dict[str, Any] | None) -> MediaFile:
-    try:
-        video_id.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the file name {path!a} is not valid UTF-8, so no id can be made of it; rename it") from error
+def _media_file(filesystem: AbstractFileSystem, path: str, video_id: str, info: dict[str, Any]) -> MediaFile:
     is_local = isinstance(filesystem, LocalFileSystem)
+    size = info["size"]
     return MediaFile(
-        video_id=video_id,
-        uri=path if is_local else filesystem.unstrip_protocol(path),
-        size_bytes=None if info is None else int(info["size"]),
-        modified=None if info is None else modification(info),
+        video_id=_readable(video_id),
+        uri=_readable(path) if is_local else filesystem.unstrip_protocol(path),
+        size_bytes=None if size is None else int(size),
+        modified=modification(info),
     )
+
+
+def _readable(name: str) -> str:
+    """Itself, or, if it isn't UTF-8, with its odd bytes as \\xNN: no file has that name, so its row is quarantined."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def modification(info: dict[str, Any]) -> str | None:

@@ -51,6 +51,12 @@ def spooled_slots(storage: Storage, feature_id: str) -> set[int]:
     return slots - unusable
 
 
+def quarantined_spool(storage: Storage, feature_id: str) -> set[int]:
+    """The spooled slots whose input was quarantined."""
+    slots = spooled_slots(storage, feature_id)
+    return {slot for slot in slots if read_spooled_row(storage, slot).status == "quarantined"}
+
+
 def remove_spooled(storage: Storage, slots: Iterable[int]) -> None:
     for slot in slots:
         storage.remove(spool_name(slot))

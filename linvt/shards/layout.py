@@ -1,6 +1,7 @@
 """Names and keys of a cache. `LAYOUT_VERSION` counts the changes that old readers would not understand.
 
 OUT/extraction.json            what was asked for: the fields of the feature id, and those that fix the last bits
+OUT/extraction.lock            held by the extraction at work
 OUT/plan.parquet               every input and its slot, decided before any decoding
 OUT/spool/000000000000.arrow   a finished sample that waits for the rest of its shard
 OUT/shards/000000.tar          <key>.json and <key>.tokens.safetensors of each sample, sorted by name
@@ -18,7 +19,11 @@ LAYOUT_VERSION = 1
 CacheDtype = Literal["bf16", "int8"]
 """How tokens are stored: bfloat16, or int8 with one scale a token."""
 
+Sampling = Literal["shots", "uniform", "fps"]
+"""Which frames stand for a video: some of every shot, evenly spread ones, or so many a second."""
+
 EXTRACTION = "extraction.json"
+LOCK = "extraction.lock"
 PLAN = "plan.parquet"
 INDEX = "index.parquet"
 VIDEOS = "videos.parquet"

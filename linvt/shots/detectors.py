@@ -1,6 +1,7 @@
 """The protocol of shot detectors, and the detectors there are."""
 
 import functools
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,10 @@ class ShotDetector(Protocol):
         """
         ...
 
+    def predict_stream(self, chunks: Iterable[np.ndarray]) -> np.ndarray:
+        """`predict` for frames [n, 27, 48, 3] that come in chunks: memory does not grow with the video."""
+        ...
+
 
 class OneShot:
     """The detector "none": a video is one shot."""
@@ -36,6 +41,10 @@ class OneShot:
     def predict(self, frames: np.ndarray) -> np.ndarray:
         """float32 [F] of zeros."""
         return np.zeros(len(frames), np.float32)
+
+    def predict_stream(self, chunks: Iterable[np.ndarray]) -> np.ndarray:
+        """float32 [F] of zeros."""
+        return np.zeros(sum(map(len, chunks)), np.float32)
 
 
 def load_detector(name: str, *, device: str = "cpu") -> ShotDetector:

@@ -10,6 +10,7 @@ Shapes: B windows, T frames in a window, H × W pixels, C channels, F filters of
 
 import hashlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +42,23 @@ class TransNetV2Detector:
 
     def predict(self, frames: np.ndarray) -> np.ndarray:
         """float32 [F] probabilities (single-frame head) for frames uint8 [F, 27, 48, 3] RGB, F >= 1."""
-        if frames.dtype != np.uint8 or frames.shape[1:] != (27, 48, 3) or len(frames) == 0:
-            raise ValueError(f"frames must be uint8 [F >= 1, 27, 48, 3], got {frames.dtype} {list(frames.shape)}")
-        probabilities = []
+        return self.predict_stream([frames])
+
+    def predict_stream(self, chunks: Iterable[np.ndarray]) -> np.ndarray:
+        """`predict` for frames that come in chunks; the same bits in any division."""
+        probabilities = [np.zeros(0, np.float32)]
         context = self._windowing.context
         with torch.inference_mode():
-            for window, kept in self._windowing.windows(frames):
+            for window, kept in self._windowing.windows(map(_checked, chunks)):
                 logits = self._network(torch.from_numpy(window)[None].to(self._device))
-                probabilities.append(torch.sigmoid(logits[0, context : context + kept]).cpu())
-        return torch.cat(probabilities).numpy()
+                probabilities.append(torch.sigmoid(logits[0, context : context + kept]).cpu().numpy())
+        return np.concatenate(probabilities)
+
+
+def _checked(frames: np.ndarray) -> np.ndarray:
+    if frames.dtype != np.uint8 or frames.shape[1:] != (27, 48, 3) or len(frames) == 0:
+        raise ValueError(f"frames must be uint8 [F >= 1, 27, 48, 3], got {frames.dtype} {list(frames.shape)}")
+    return frames
 
 
 def weights_path() -> Path:

@@ -4,7 +4,7 @@ Every decision here follows from the number of frames alone, so a video's probab
 being processed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +20,32 @@ class Windowing:
     length_step: int = 10
     """The last window's length is rounded up to a multiple of this, so that few lengths occur."""
 
-    def windows(self, frames: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    def windows(self, chunks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
         """(window [L, …], how many predictions to keep), in order; predictions to keep start at `context`.
 
-        The video is padded as TransNetV2's reference does: `context` copies of the first frame before it, at least
-        `context` copies of the last one after it.
+        chunks: a video's frames [n, …] in any division; a window comes as soon as its frames are there, and no more
+        than a window and a chunk are held. The video is padded as TransNetV2's reference does: `context` copies of the
+        first frame before it, at least `context` copies of the last one after it.
         """
         step = self.length - 2 * self.context
-        for start in range(0, len(frames), step):
-            kept = min(step, len(frames) - start)
-            length = -(-(kept + 2 * self.context) // self.length_step) * self.length_step
-            at = np.arange(start - self.context, start - self.context + length)
-            yield frames[at.clip(0, len(frames) - 1)], kept
+        held, first, start = None, 0, 0  # frames first, first + 1, …; the next window predicts from start on
+        for chunk in chunks:
+            held = chunk if held is None else np.concatenate([held, chunk])
+            while first + len(held) >= start - self.context + self._length(step):
+                yield self._window(held, first, start, step), step
+                start += step
+                dropped = max(0, start - self.context - first)
+                held, first = held[dropped:], first + dropped
+        if held is None:
+            return
+        total = first + len(held)
+        for start in range(start, total, step):
+            kept = min(step, total - start)
+            yield self._window(held, first, start, kept), kept
+
+    def _length(self, kept: int) -> int:
+        return -(-(kept + 2 * self.context) // self.length_step) * self.length_step
+
+    def _window(self, held: np.ndarray, first: int, start: int, kept: int) -> np.ndarray:
+        at = np.arange(start - self.context, start - self.context + self._length(kept))
+        return held[(at - first).clip(0, len(held) - 1)]

@@ -85,9 +85,7 @@ class Packer:
     def encode(self, text: str) -> list[int]:
         return [self.vocabulary[word] for word in text.split()]
 
-    def pack(
-        self, scene: Scene, rng: np.random.Generator, questions: int, unordered_share: float = 0.0
-    ) -> PackedImage:
+    def pack(self, scene: Scene, rng: np.random.Generator, questions: int, unordered_share: float = 0.0) -> PackedImage:
         prefix = [self.user] + [self.image] * self.grid**2
         ids, labels = list(prefix), [IGNORE] * len(prefix)
         blocks, positions = [0] * len(prefix), list(range(len(prefix)))

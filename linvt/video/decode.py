@@ -2,7 +2,9 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO, cast
@@ -21,15 +23,34 @@ from linvt.video.image import decode_image, is_image
 from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH, DecodedVideo, MediaError, MediaInfo
 
 _READ_SIZE_BYTES = 1 << 20
+# Detector frames are handed on at least this often, so that slow decoding can be told from none.
+_CHUNK_FRAMES = 250
+_CHUNK_S = 1.0
+_NO_DETECTOR_FRAMES = np.zeros((0, DETECTOR_HEIGHT, DETECTOR_WIDTH, 3), np.uint8)
 
 
 def decode_video(
     source: str | Path | BinaryIO, *, max_side: int, max_candidates: int, num_threads: int = 1
 ) -> DecodedVideo:
+    """`stream_video`, with all of its detector frames kept in the result: 4 kB a frame."""
+    chunks: list[np.ndarray] = []
+    stream = stream_video(source, max_side=max_side, max_candidates=max_candidates, num_threads=num_threads)
+    while True:
+        try:
+            chunks.append(next(stream))
+        except StopIteration as end:
+            return replace(end.value, detector_frames=np.concatenate(chunks))
+
+
+def stream_video(
+    source: str | Path | BinaryIO, *, max_side: int, max_candidates: int, num_threads: int = 1
+) -> Generator[np.ndarray, None, DecodedVideo]:
     """Decodes a local file, or a seekable binary file from its start, once; an image becomes a one-frame video.
 
-    The result is a function of the bytes alone: the format is found from the content, never from the name, and nothing
-    that the media refers to (playlists, URLs) is opened.
+    Yields the detector's frames, uint8 [n, 27, 48, 3] with n >= 1, in chunks as they are decoded, so that memory does
+    not grow with the video; returns everything else (`detector_frames` of the result is empty). The result is a
+    function of the bytes alone: the format is found from the content, never from the name, and nothing that the media
+    refers to (playlists, URLs) is opened.
 
     - Stream: the first video stream that is not an attached picture (cover art).
     - Damage: packets that the decoder refuses are skipped and counted (`info.num_bad_packets`); where the container
@@ -59,16 +80,20 @@ def decode_video(
         if not head:
             raise MediaError("open", "EmptyFile", "the file has 0 bytes")
         if is_image(head):
-            return decode_image(file, max_side=max_side)
+            image = decode_image(file, max_side=max_side)
+            yield image.detector_frames
+            return replace(image, detector_frames=_NO_DETECTOR_FRAMES)
         try:
-            return _decode_stream(file, max_side, max_candidates, num_threads)
+            return (yield from _decode_stream(file, max_side, max_candidates, num_threads))
         except av.error.MemoryError:
             raise
         except av.error.FFmpegError as error:  # reading is ours, so what FFmpeg itself reports is about the content
             raise MediaError("decode", type(error).__name__, _describe(error)) from error
 
 
-def _decode_stream(file: BinaryIO, max_side: int, max_candidates: int, num_threads: int) -> DecodedVideo:
+def _decode_stream(
+    file: BinaryIO, max_side: int, max_candidates: int, num_threads: int
+) -> Generator[np.ndarray, None, DecodedVideo]:
     with _opened(file) as container:
         stream = _video_stream(container)
         stream.codec_context.thread_count = num_threads
@@ -91,12 +116,19 @@ def _decode_stream(file: BinaryIO, max_side: int, max_candidates: int, num_threa
         encoder_view = PictureRenderer(*fit(width, height, max_side), orientation, PICTURE_SCALER)
         collector = CandidateCollector(max_candidates, encoder_view)
         pixel_format = first.format.name
-        thumbnails, timestamps_s = bytearray(), []
+        chunk: list[np.ndarray] = []
+        chunk_started, timestamps_s = time.monotonic(), []
         for index, frame in enumerate(itertools.chain([first], frames)):
             thumbnail = detector_view(frame)
-            thumbnails += thumbnail.data
+            chunk.append(thumbnail)
             timestamps_s.append(clock.time_s(frame.pts, frame.duration or 0))
             collector.add(index, frame, thumbnail)
+            if len(chunk) == _CHUNK_FRAMES or time.monotonic() - chunk_started > _CHUNK_S:
+                yield np.stack(chunk)
+                chunk.clear()
+                chunk_started = time.monotonic()
+        if chunk:
+            yield np.stack(chunk)
         pool = collector.finish()
         num_frames = len(timestamps_s)
         if packets.num_bad > num_frames:
@@ -119,10 +151,9 @@ def _decode_stream(file: BinaryIO, max_side: int, max_candidates: int, num_threa
             start_s=clock.start_s or 0.0,
             num_bad_packets=packets.num_bad,
         )
-    detector_frames = np.frombuffer(thumbnails, np.uint8).reshape(num_frames, DETECTOR_HEIGHT, DETECTOR_WIDTH, 3)
     return DecodedVideo(
         info=info,
-        detector_frames=detector_frames,
+        detector_frames=_NO_DETECTOR_FRAMES,
         timestamps_s=np.array(timestamps_s, np.float64),
         pool=pool,
     )

@@ -59,7 +59,7 @@ class DecodedVideo:
 
     info: MediaInfo
     detector_frames: np.ndarray
-    """uint8 [F, 27, 48, 3], RGB: every frame, stretched as TransNetV2 expects it."""
+    """uint8 [F, 27, 48, 3], RGB: every frame, stretched as TransNetV2 expects it; none where they were streamed."""
     timestamps_s: np.ndarray
     """float64 [F], strictly increasing: presentation times, 0 = the start of the file's presentation."""
     pool: CandidatePool

@@ -15,7 +15,7 @@ from linvt.video_tokenizer.config import LinVTConfig
 
 _TIME_FREQUENCIES = 16
 # How sharply an untrained LinVT prefers the patches that resemble the words.
-_WORD_GAIN = 3.0
+_WORD_GAIN = 4.0
 
 
 class AggregatorLayer(nn.Module):

@@ -18,6 +18,7 @@ from linvt.extraction.fetch import content_sha256
 from linvt.extraction.identity import Extraction, FeatureSpec
 from linvt.extraction.inputs import list_inputs
 from linvt.extraction.plan import grow_plan, make_plan, write_plan
+from linvt.extraction.reopening import quarantined_slots, reopen_shards
 from linvt.extraction.rows import VideoRow
 from linvt.extraction.spool import spooled_slots, write_spooled
 from linvt.extraction.strikes import absolve, struck_out
@@ -178,36 +179,54 @@ def test_shards_of_another_extraction_are_refused(extraction):
         committed_records(storage, other, ID, contents=False)
 
 
-def test_a_touched_file_is_the_same_and_a_replaced_one_is_named(extraction, corpus):
+def test_a_touched_or_moved_file_is_the_same(extraction, corpus):
     storage, plan = extraction
     records = committed_records(storage, plan, ID, contents=False)
     os.utime(corpus / "a.mp4", ns=(0, 7))
-    inputs = list_inputs(str(corpus))
-    refreshed = refresh_media(storage, plan, inputs, records)
+    moved = corpus.rename(corpus.with_name("moved"))
+    inputs = list_inputs(str(moved))
+    refreshed, reopened = refresh_media(storage, plan, inputs, records)
     assert [row.media for row in refreshed.rows] == inputs
     assert refreshed.hashes() == plan.hashes()
-
-    for content in (b"9999", b"12345"):
-        (corpus / "b.mp4").write_bytes(content)
-        with pytest.raises(ValueError, match=r"1 files are not those .*: b\.mp4\."):
-            refresh_media(storage, plan, list_inputs(str(corpus)), records)
+    assert reopened == set()
 
 
-def test_a_corpus_that_moved_is_the_same(extraction, corpus):
+@pytest.mark.parametrize("changed", ["b.mp4", "d.mp4"])
+def test_a_replaced_file_alone_is_undecided_again(extraction, corpus, changed):
+    """d.mp4 is quarantined; its neighbour c.mp4, and a.mp4 beside b.mp4, are taken over as they are."""
     storage, plan = extraction
-    moved = corpus.rename(corpus.with_name("moved"))
     records = committed_records(storage, plan, ID, contents=False)
-    refreshed = refresh_media(storage, plan, list_inputs(str(moved)), records)
-    # d.mp4 is quarantined, and stays as it was planned.
-    assert {row.media.uri.split("/")[-2] for row in refreshed.rows} == {"moved", "corpus"}
+    before = {name: storage.read(f"shards/{name}") for name in storage.names("shards")}
+    (corpus / changed).write_bytes(b"9999")
+    refreshed, reopened = refresh_media(storage, plan, list_inputs(str(corpus)), records)
+    [slot] = [row.slot for row in plan.rows if row.media.video_id == changed]
+    assert reopened == {slot // 2}
+    assert sorted(committed_records(storage, plan, ID, contents=False)) == sorted({0, 1, 2} - reopened)
+    neighbours = {row.slot for row in plan.rows if row.shard in reopened} - {slot}
+    assert spooled_slots(storage, ID) == neighbours
+    with pytest.raises(ValueError, match=r"no index\.parquet"):
+        read_cache(storage.uri)
+
+    # Decided again, the shard is a shard like any other.
+    _spool(storage, refreshed.rows[slot])
+    for planned in refreshed.shards().values():
+        assemble_shard(storage, planned, plan.hashes()[0], ID)
+    finish_extraction(storage, refreshed, committed_records(storage, plan, ID, contents=True))
+    cache = read_cache(storage.uri)
+    assert cache.get(cache.video_ids[changed]).tokens.flatten().tolist() == [57] * 4
+    after = {name: storage.read(f"shards/{name}") for name in storage.names("shards")}
+    assert {name for name in after if after[name] != before[name]} == {f"{slot // 2:06d}{s}" for s in (".tar", ".json")}
 
 
-def test_a_quarantined_file_that_changed_is_told(extraction, corpus, caplog):
+def test_reopening_gives_the_same_bytes(extraction):
     storage, plan = extraction
-    (corpus / "d.mp4").write_bytes(b"repaired")
     records = committed_records(storage, plan, ID, contents=False)
-    assert refresh_media(storage, plan, list_inputs(str(corpus)), records) == plan
-    assert "d.mp4" in caplog.text
+    before = {name: storage.read(f"{folder}/{name}") for folder in ("shards", "rows") for name in storage.names(folder)}
+    assert reopen_shards(storage, records, quarantined_slots(records)) == {1}
+    _spool(storage, plan.rows[3], fail=True)
+    assemble_shard(storage, plan.shards()[1], plan.hashes()[0], ID)
+    after = {name: storage.read(f"{folder}/{name}") for folder in ("shards", "rows") for name in storage.names(folder)}
+    assert after == before
 
 
 def test_the_spool_of_a_changed_file_is_dropped(extraction, corpus):

@@ -133,11 +133,20 @@ def test_two_files_under_one_id_are_refused(tmp_path):
     assert len(list_inputs(str(tmp_path / "list.txt"), media_root=str(tmp_path / "b"))) == 2
 
 
-def test_a_name_that_is_not_utf8_is_named(tmp_path):
+def test_a_name_that_is_not_utf8_is_an_input_that_no_file_has(tmp_path):
     with open(os.fsencode(tmp_path) + b"/bad\xff.mp4", "wb"):
         pass
-    with pytest.raises(ValueError, match=r"bad\\udcff\.mp4.*rename"):
-        list_inputs(str(tmp_path))
+    [media] = list_inputs(str(tmp_path))
+    assert media.video_id == r"bad\xff.mp4"
+    assert not os.path.exists(media.uri)
+
+
+def test_links_to_nothing_are_inputs_too(tmp_path):
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    expected = [("gone.mp4", None, None), ("loop.mp4", None, None)]
+    for videos in (str(tmp_path), f"{tmp_path}/*.mp4", f"{tmp_path}/**/*.mp4"):
+        assert [(m.video_id, m.size_bytes, m.modified) for m in list_inputs(videos)] == expected
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

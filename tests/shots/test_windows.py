@@ -8,12 +8,12 @@ from linvt.shots.windows import Windowing
 
 
 @settings(deadline=None)
-@given(st.integers(1, 400), st.integers(0, 20), st.integers(1, 60), st.integers(1, 30))
-def test_every_frame_once_with_its_context(count: int, context: int, step: int, length_step: int) -> None:
+@given(st.integers(1, 400), st.integers(0, 20), st.integers(1, 60), st.integers(1, 30), st.integers(1, 500))
+def test_every_frame_once_with_its_context(count: int, context: int, step: int, length_step: int, chunk: int) -> None:
     windowing = Windowing(length=2 * context + step, context=context, length_step=length_step)
     frames = np.arange(count)
     seen = []
-    for window, kept in windowing.windows(frames):
+    for window, kept in windowing.windows(frames[i : i + chunk] for i in range(0, count, chunk)):
         start = len(seen)
         seen += window[context : context + kept].tolist()
         around = np.arange(start - context, start + kept + context).clip(0, count - 1)
@@ -28,7 +28,7 @@ def test_costs() -> None:
     """A 60-frame clip is one window of 110 frames; a long video spends a sixth on context."""
 
     def lengths(count: int) -> list[int]:
-        return [len(window) for window, _ in Windowing().windows(np.arange(count))]
+        return [len(window) for window, _ in Windowing().windows([np.arange(count)])]
 
     assert lengths(60) == [110]
     assert lengths(1) == [60]
