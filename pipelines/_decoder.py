@@ -12,8 +12,10 @@ from linvt.extraction.identity import Extraction
 from linvt.extraction.plan import PlannedInput, planned_from_table
 from linvt.extraction.rows import VideoRow, rows_to_table
 from linvt.extraction.strikes import MAX_STRIKES, absolve, struck_out
+from linvt.extraction.thumbnails import has_thumbnails
 from linvt.shards.storage import open_storage
 from linvt.shots import load_detector
+from pipelines._metrics import StageMetrics
 
 
 class Decoder:
@@ -23,13 +25,16 @@ class Decoder:
         self, detector: str, asked: Extraction, uri: str, decode_stall_timeout_s: float, decode_memory_mb: int
     ) -> None:
         torch.set_num_threads(asked.threads_per_worker)
-        self._detector, self._spec, self._storage = load_detector(detector), asked.feature, open_storage(uri)
+        self._detector, self._asked, self._storage = load_detector(detector), asked, open_storage(uri)
+        self._metrics = StageMetrics("decode")
         self._process = DecodeProcess(stall_timeout_s=decode_stall_timeout_s, memory_mb=decode_memory_mb)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for planned in planned_from_table(table):
             row, frames = self._decode(planned)
             absolve(self._storage, planned.slot, "decode")
+            seconds = sum(value or 0.0 for value in (row.fetch_s, row.decode_s, row.shots_detection_s))
+            self._metrics.count(row, seconds=seconds, frames=row.num_frames or 0)
             pixels = pa.array([None if frames is None else frames.data], pa.large_binary())
             shape = pa.array([None if frames is None else frames.shape], pa.list_(pa.int32()))
             yield rows_to_table([row]).append_column("frames", pixels).append_column("frames_shape", shape)
@@ -39,7 +44,13 @@ class Decoder:
         error_class, message = "WorkerDied", "the process that decoded it died"
         while not struck_out(self._storage, planned.slot, "decode"):
             try:
-                return decode_input(planned, self._detector, self._spec, self._process)
+                return decode_input(
+                    planned,
+                    self._detector,
+                    self._asked.feature,
+                    self._process,
+                    thumbnails=has_thumbnails(planned, self._asked.samples_per_shard),
+                )
             except DecoderDied as death:
                 error_class, message = death.error_class, death.message
         return VideoRow.of(planned).quarantined("decode", error_class, f"{message} ({MAX_STRIKES} attempts)"), None

@@ -7,14 +7,16 @@ import torch
 from linvt.backbones import load_backbone
 from linvt.extraction.encode import encode_input
 from linvt.extraction.identity import Extraction
-from linvt.extraction.rows import rows_from_table
+from linvt.extraction.rows import rows_from_table, rows_to_table
 from linvt.extraction.spool import write_spooled
 from linvt.extraction.strikes import MAX_STRIKES, absolve, struck_out
+from linvt.extraction.tally import TALLIED_COLUMNS
 from linvt.shards.storage import open_storage
+from pipelines._metrics import StageMetrics
 
 
 class Encoder:
-    """`VideoRow`s with frames in; spools each and tells only its slot, status and id."""
+    """`VideoRow`s with frames in; spools each and tells only what is tallied."""
 
     def __init__(self, backbone: str, asked: Extraction, uri: str) -> None:
         torch.set_num_threads(asked.threads_per_worker)
@@ -27,6 +29,7 @@ class Encoder:
             device="cuda" if on_gpu else "cpu",
         )
         self._asked, self._storage = asked, open_storage(uri)
+        self._metrics = StageMetrics("encode")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = rows_from_table(table)
@@ -45,6 +48,7 @@ class Encoder:
                     batch_size=self._asked.encode_batch_size,
                     device=self._device,
                 )
+            self._metrics.count(rows[i], seconds=rows[i].encode_s or 0.0, frames=len(rows[i].kept_frames))
             write_spooled(self._storage, rows[i], self._asked.feature.feature_id, info_json, tokens)
             absolve(self._storage, row.slot, "encode")
-        return pa.table({name: [getattr(row, name) for row in rows] for name in ("slot", "status", "video_id")})
+        return rows_to_table(rows).select(TALLIED_COLUMNS)

@@ -5,14 +5,18 @@ hold a shot detector on CPUs, encoders hold the vision tower on GPUs where there
 once, tokens never: an encoder spools them, and an assembler task turns the spool into a shard.
 """
 
+import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 
@@ -21,19 +25,20 @@ from linvt.extraction.assembly import assemble_shard
 from linvt.extraction.config import ExtractConfig
 from linvt.extraction.existing import (
     clear_leftovers,
-    committed_records,
+    committed_shards,
     existing_extraction,
     finish_extraction,
     refresh_media,
     remove_extraction,
 )
 from linvt.extraction.identity import Extraction, FeatureSpec, require_same
-from linvt.extraction.inputs import MediaFile, list_inputs
+from linvt.extraction.inputs import Listing, list_inputs
 from linvt.extraction.lock import exclusive
-from linvt.extraction.plan import Plan, PlannedInput, grow_plan, planned_to_table, write_plan
-from linvt.extraction.reopening import quarantined_slots, reopen_shards
+from linvt.extraction.plan import Plan, PlannedInput, grow_plan, write_plan
+from linvt.extraction.reopening import reopen_shards
 from linvt.extraction.spool import quarantined_spool, remove_spooled, spooled_slots
-from linvt.shards.commit import CommitRecord
+from linvt.extraction.tally import Tally
+from linvt.shards.commit import CommitRecord, CommittedShard
 from linvt.shards.layout import EXTRACTION, VIDEOS
 from linvt.shards.storage import Storage, open_storage
 from linvt.shots import detector_fingerprint
@@ -46,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 # Shards that are being assembled while more videos are decoded.
 _MAX_ASSEMBLIES = 2
+# Ray's driver keeps a few kB of each task.
+_MAX_TASKS = 20_000
 
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
@@ -66,40 +73,39 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         existing = _found(config, storage)
 
         # 1. The plan: old slots stay, new inputs are appended. It is written before any work, so no crash changes it.
-        records: dict[int, CommitRecord] = {}
+        committed: dict[int, CommittedShard] = {}
         clear_leftovers(storage)
         if existing is None:
             remove_extraction(storage)
             storage.write(EXTRACTION, asked.to_json())
-            plan = grow_plan(Plan(samples_per_shard=config.samples_per_shard, rows=()), inputs)
+            plan = grow_plan(Plan(samples_per_shard=config.samples_per_shard), inputs)
         else:
             require_same(existing[0], asked, storage.uri)
-            plan, records = _reopened(config, storage, existing[1], asked.feature.feature_id, inputs)
+            plan, committed = _reopened(config, storage, existing[1], asked.feature.feature_id, inputs)
         if existing is None or plan != existing[1]:
             write_plan(storage, plan)
 
         # 2. The work that is left.
-        shards = _Shards(storage, plan, asked.feature.feature_id, records)
+        shards = _Shards(storage, plan, asked.feature.feature_id, committed)
         logger.info(
             "%d inputs in %d shards; committed already: %d shards; to extract: %d inputs",
-            len(plan.rows),
-            len(plan.shards()),
-            len(records),
+            len(plan),
+            len(plan.shards),
+            len(committed),
             len(shards.pending),
         )
-        if shards.pending:
+        if len(shards.pending):
             _start_ray(session)
             _run_stages(config, asked, shards)
 
         # 3. Every input is a sample or a tombstone, or this raises.
-        finish_extraction(storage, plan, shards.records)
-    records = shards.records
+        finish_extraction(storage, plan, shards.committed)
     summary = {
-        "inputs": len(plan.rows),
-        "committed": sum(len(record.samples) for record in records.values()),
-        "quarantined": sum(len(record.tombstones) for record in records.values()),
-        "shards": len(records),
-        "bytes": sum(record.tar_size_bytes for record in records.values()),
+        "inputs": len(plan),
+        "committed": sum(shard.num_samples for shard in shards.committed.values()),
+        "quarantined": sum(len(shard.quarantined_slots) for shard in shards.committed.values()),
+        "shards": len(shards.committed),
+        "bytes": sum(shard.tar_size_bytes for shard in shards.committed.values()),
         "seconds": round(time.monotonic() - started, 3),
     }
     if config.strict and summary["quarantined"]:
@@ -122,18 +128,19 @@ def _found(config: ExtractConfig, storage: Storage) -> tuple[Extraction, Plan] |
 
 
 def _reopened(
-    config: ExtractConfig, storage: Storage, plan: Plan, feature_id: str, inputs: Sequence[MediaFile]
-) -> tuple[Plan, dict[int, CommitRecord]]:
+    config: ExtractConfig, storage: Storage, plan: Plan, feature_id: str, inputs: Listing
+) -> tuple[Plan, dict[int, CommittedShard]]:
     """The plan with what is new, and the shards that need no work."""
-    records = committed_records(storage, plan, feature_id, contents=config.verify_shards)
+    committed = committed_shards(storage, plan, feature_id, contents=config.verify_shards)
+    reopened: set[int] = set()
     if config.retry_quarantined:
         remove_spooled(storage, quarantined_spool(storage, feature_id))
-        for shard in reopen_shards(storage, records, quarantined_slots(records)):
-            del records[shard]
-    plan, reopened = refresh_media(storage, plan, inputs, records)
-    for shard in reopened:
-        del records[shard]
-    return grow_plan(plan, inputs), records
+        slots = [slot for shard in committed.values() for slot in shard.quarantined_slots]
+        reopened = reopen_shards(storage, plan, committed.keys(), slots)
+    committed = {number: shard for number, shard in committed.items() if number not in reopened}
+    plan, reopened = refresh_media(storage, plan, inputs, committed)
+    committed = {number: shard for number, shard in committed.items() if number not in reopened}
+    return grow_plan(plan, inputs), committed
 
 
 def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ray_session: ExitStack) -> Extraction:
@@ -166,34 +173,39 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
 class _Shards:
     """Which inputs of the shards that are not committed yet are decided, that is, spooled."""
 
-    def __init__(self, storage: Storage, plan: Plan, feature_id: str, records: Mapping[int, CommitRecord]) -> None:
+    def __init__(self, storage: Storage, plan: Plan, feature_id: str, committed: Mapping[int, CommittedShard]) -> None:
         self.storage = storage
-        self.records = dict(records)
-        self._samples_per_shard, self._feature_id, self._plan_hashes = plan.samples_per_shard, feature_id, plan.hashes()
-        self._planned = {shard: rows for shard, rows in plan.shards().items() if shard not in records}
-        slots = {shard: {row.slot for row in rows} for shard, rows in self._planned.items()}
+        self.committed = dict(committed)
+        self._plan, self._feature_id = plan, feature_id
+        slots = plan.table["slot"].to_numpy()
+        is_open = ~np.isin(plan.table["shard"].to_numpy(), list(committed))
         spooled = spooled_slots(storage, feature_id)
         # A kill can come between a commit and the clearing of its spool.
-        remove_spooled(storage, spooled.difference(*slots.values()))
-        self._undecided = {shard: slots_of_shard - spooled for shard, slots_of_shard in slots.items()}
-        self.pending = [row for rows in self._planned.values() for row in rows if row.slot not in spooled]
+        remove_spooled(storage, spooled.difference(slots[is_open].tolist()))
+        is_undecided = is_open & ~np.isin(slots, list(spooled))
+        self.pending = plan.table.filter(pa.array(is_undecided))
         """In the order of slots, so that shards fill one after the other and the spool stays small."""
-        for shard in [shard for shard, undecided in self._undecided.items() if not undecided]:
-            self.records[shard] = assemble_shard(storage, *self.assembly_arguments(shard))
+        self._num_undecided = Counter(self.pending["shard"].to_numpy().tolist())
+        for shard in [shard for shard in plan.shards if shard not in committed and not self._num_undecided[shard]]:
+            self.note(assemble_shard(storage, *self.assembly_arguments(shard)))
+
+    def note(self, record: CommitRecord) -> None:
+        """Notes that a shard is committed."""
+        self.committed[record.shard] = CommittedShard.of(record)
 
     def decide(self, slots: Iterable[int]) -> list[int]:
         """Notes that `slots` are spooled; returns the shards that this completed."""
         completed: list[int] = []
         for slot in slots:
-            shard = slot // self._samples_per_shard
-            self._undecided[shard].remove(slot)
-            if not self._undecided[shard]:
+            shard = slot // self._plan.samples_per_shard
+            self._num_undecided[shard] -= 1
+            if not self._num_undecided[shard]:
                 completed.append(shard)
         return completed
 
     def assembly_arguments(self, shard: int) -> tuple[tuple[PlannedInput, ...], str, str]:
-        planned = self._planned[shard]
-        return planned, self._plan_hashes[planned[0].generation], self._feature_id
+        planned = tuple(self._plan.shards[shard])
+        return planned, self._plan.hashes[planned[0].generation], self._feature_id
 
 
 def _start_ray(ray_session: ExitStack) -> None:
@@ -240,10 +252,10 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> No
     context.execution_no_progress_timeout_s = config.stall_timeout_s
 
     # One block a task: a task is one call of a decoder, and its outcome one call of an encoder.
-    size = config.videos_per_task
-    pending = [shards.pending[i : i + size] for i in range(0, len(shards.pending), size)]
+    total = shards.pending.num_rows
+    size = max(config.videos_per_task, math.ceil(total / _MAX_TASKS))
     decided = (
-        ray.data.from_arrow([planned_to_table(planned) for planned in pending])
+        ray.data.from_arrow([shards.pending.slice(start, size).combine_chunks() for start in range(0, total, size)])
         .map_batches(
             Decoder,
             fn_constructor_args=(
@@ -270,22 +282,28 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> No
     )
     remote_assemble = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(assemble)
     assemblies: list[ray.ObjectRef] = []
-    quarantined = 0
-    total = sum(len(planned) for planned in pending)
+    tally = Tally(num_decoders=placement.num_decoders, num_encoders=placement.num_encoders)
+    started = time.monotonic()
     with Progress(total, unit="video") as progress:
-        for batch in decided.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            for shard in shards.decide(batch["slot"].tolist()):
+        batches: Iterable[Any] = decided.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for batch in batches:
+            columns = batch.to_pydict()
+            for shard in shards.decide(columns["slot"]):
                 assemblies.append(remote_assemble.remote(shards.storage.uri, *shards.assembly_arguments(shard)))
             assemblies = _collect(assemblies, shards, leave=_MAX_ASSEMBLIES)
-            quarantined += batch["status"].tolist().count("quarantined")
-            if config.max_errors is not None and quarantined > config.max_errors:
+            tally.add(columns)
+            progress.advance(
+                len(columns["slot"]), shards_committed=len(shards.committed), **tally.facts(time.monotonic() - started)
+            )
+            if config.max_errors is not None and tally.num_quarantined > config.max_errors:
                 raise RuntimeError(
-                    f"{quarantined} inputs were quarantined in this run, more than --max-errors {config.max_errors}; "
-                    f"the latest: {batch['video_id'][-1]}. What is done stays; go on with --on-existing resume"
+                    f"{tally.num_quarantined} inputs were quarantined in this run, more than --max-errors "
+                    f"{config.max_errors}: {dict(tally.quarantined)}. What is done stays; --on-existing resume goes on"
                 )
-            note = f"{quarantined} quarantined, {len(shards.records)} shards committed"
-            progress.advance(len(batch["slot"]), note)
         _collect(assemblies, shards, leave=0)
+    resources = ray.cluster_resources()
+    facts = tally.summary(time.monotonic() - started, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
+    logger.info("this run: %s", json.dumps(facts))
 
 
 def _collect(assemblies: list[ray.ObjectRef], shards: _Shards, *, leave: int) -> list[ray.ObjectRef]:
@@ -293,5 +311,5 @@ def _collect(assemblies: list[ray.ObjectRef], shards: _Shards, *, leave: int) ->
     while len(assemblies) > leave:
         finished, assemblies = ray.wait(assemblies, num_returns=1)
         for record in ray.get(finished):
-            shards.records[record.shard] = record
+            shards.note(record)
     return assemblies

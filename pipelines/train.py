@@ -194,7 +194,7 @@ def _follow(metrics_path: Path, num_steps: int, done: threading.Event) -> None:
         while not done.wait(_SECONDS_BETWEEN_LOOKS):
             line = last_training_line(metrics_path)
             if line is not None and line["step"] > shown:
-                progress.advance(line["step"] - shown, note=f"loss {line['loss']:.4f}")
+                progress.advance(line["step"] - shown, loss=round(line["loss"], 4))
                 shown = line["step"]
 
 

@@ -25,6 +25,7 @@ CONFIG_OF_RECIPE: dict[str, type] = {
     "tiny-image-llm-continued": ImageLLMTrainConfig,
     "tiny-image-llm-finished": ImageLLMTrainConfig,
     "tiny-image-llm-unordered": ImageLLMTrainConfig,
+    "tiny-image-llm-asked": ImageLLMTrainConfig,
     "tiny-stage1": TrainConfig,
     "tiny-stage2": TrainConfig,
     "tiny-stage2-images": TrainConfig,

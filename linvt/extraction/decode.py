@@ -14,15 +14,23 @@ from linvt.extraction.identity import FeatureSpec
 from linvt.extraction.plan import PlannedInput
 from linvt.extraction.reading import MediaRead, Reader, Unreadable, read_media
 from linvt.extraction.rows import VideoRow
+from linvt.extraction.thumbnails import thumbnail_strip
 from linvt.sampling import sample_frames
 from linvt.shards.layout import sample_key
 from linvt.shots import Shot, ShotDetector, shots_from_probabilities
 
 
 def decode_input(
-    planned: PlannedInput, detector: ShotDetector, spec: FeatureSpec, read: Reader = read_media
+    planned: PlannedInput,
+    detector: ShotDetector,
+    spec: FeatureSpec,
+    read: Reader = read_media,
+    *,
+    thumbnails: bool = False,
 ) -> tuple[VideoRow, np.ndarray | None]:
     """The frames that stand for one input, uint8 [T, H, W, 3] with T <= spec.num_frames, and what is known of it.
+
+    With `thumbnails`, small pictures of those frames are put into the row.
 
     Frames are None for a quarantined input: one that is no readable file, or that the decoder calls bad media. Other
     errors (storage, memory, bugs) are not the media's fault and are raised.
@@ -49,7 +57,8 @@ def decode_input(
         shots_detection_s=detection_s,
     )
     row, frames = _keep_frames(row, media, shots_from_probabilities(probabilities, spec.shot_threshold), spec)
-    return replace(row, key=sample_key(media.sha256, row.video_id)), frames
+    strip = thumbnail_strip(frames) if thumbnails else None
+    return replace(row, key=sample_key(media.sha256, row.video_id), thumbnails=strip), frames
 
 
 class _Chunks:

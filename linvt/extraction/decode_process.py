@@ -165,7 +165,7 @@ def _send(connection: Connection, message: dict[str, Any], *arrays: np.ndarray) 
         connection.send_bytes(np.ascontiguousarray(array).data.cast("B"))
 
 
-# -- the child ----------------------------------------------------------------------------------------------------------
+# -- the child ---------------------------------------------------------------------------------------------------------
 
 
 def _serve(connection: Connection) -> None:

@@ -1,26 +1,32 @@
 """What earlier runs left at OUT: going on with it, removing it, and closing an extraction that is complete."""
 
 import io
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from linvt.extraction.fetch import content_sha256
 from linvt.extraction.identity import Extraction, read_extraction
-from linvt.extraction.inputs import MediaFile
+from linvt.extraction.inputs import Listing, MediaFile
 from linvt.extraction.plan import Plan, PlannedInput, changed_inputs, read_plan, with_media
-from linvt.extraction.reopening import reopen_shards
+from linvt.extraction.reopening import committed_record, reopen_shards
+from linvt.extraction.report import write_report
 from linvt.extraction.rows import VIDEOS_SCHEMA
 from linvt.extraction.spool import remove_spooled
 from linvt.extraction.strikes import clear_strikes
-from linvt.shards.commit import CommitRecord, ShardError, read_record, verify_shard
+from linvt.read_ahead import read_ahead
+from linvt.shards.commit import CommitRecord, CommittedShard, ShardError, read_record, verify_shard
 from linvt.shards.index import write_index
 from linvt.shards.layout import (
     EXTRACTION,
     INDEX,
     PLAN,
+    REPORT,
     ROWS_FOLDER,
     SHARDS_FOLDER,
     SPOOL_FOLDER,
@@ -33,6 +39,10 @@ from linvt.shards.storage import TEMPORARY_SUFFIX, Storage
 
 logger = logging.getLogger(__name__)
 
+# Records and rows are small files, and on an object store each is a round trip.
+_READERS = 16
+_SHARDS_IN_A_ROW_GROUP = 128
+
 
 def existing_extraction(storage: Storage) -> tuple[Extraction, Plan] | None:
     """The settings and the plan at OUT, or None where nothing has been extracted yet."""
@@ -44,12 +54,12 @@ def existing_extraction(storage: Storage) -> tuple[Extraction, Plan] | None:
         return extraction, read_plan(storage)
     except FileNotFoundError:
         # Killed before the plan was written: nothing can have been extracted.
-        return extraction, Plan(samples_per_shard=extraction.samples_per_shard, rows=())
+        return extraction, Plan(samples_per_shard=extraction.samples_per_shard)
 
 
 def remove_extraction(storage: Storage) -> None:
     """Removes what extractions write at OUT and nothing else; extraction.json last, so a kill leaves no orphans."""
-    for name in (INDEX, VIDEOS):
+    for name in (INDEX, REPORT, VIDEOS):
         storage.remove(name)
     for folder in (SHARDS_FOLDER, ROWS_FOLDER, SPOOL_FOLDER, STRIKES_FOLDER):
         for name in storage.names(folder):
@@ -67,14 +77,13 @@ def clear_leftovers(storage: Storage) -> None:
                 storage.remove(f"{folder}/{name}")
 
 
-def committed_records(storage: Storage, plan: Plan, feature_id: str, *, contents: bool) -> dict[int, CommitRecord]:
-    """The commit records, by shard, of the shards that exist and verify.
+def committed_shards(storage: Storage, plan: Plan, feature_id: str, *, contents: bool) -> dict[int, CommittedShard]:
+    """The shards that exist and verify, by their numbers.
 
     A shard that does not verify (see `verify_shard`) loses its record and is thereby extracted again.
     """
-    hashes = plan.hashes()
-    records: dict[int, CommitRecord] = {}
-    for shard, rows in plan.shards().items():
+
+    def look(shard: int) -> CommittedShard | None:
         try:
             record = read_record(storage, shard)
             if record is not None:
@@ -82,21 +91,24 @@ def committed_records(storage: Storage, plan: Plan, feature_id: str, *, contents
         except ShardError as error:
             logger.warning("%s; doing so now", error)
             storage.remove(record_name(shard))
-            continue
+            return None
         if record is None:
-            continue
-        if record.feature_id != feature_id or record.plan_hash != hashes[rows[0].generation]:
+            return None
+        planned_hash = plan.hashes[plan.shards[shard][0].generation]
+        if record.feature_id != feature_id or record.plan_hash != planned_hash:
             raise ValueError(
                 f"{storage.path(record_name(shard))}: committed for feature id {record.feature_id} and plan "
-                f"{record.plan_hash[:8]}…, but the folder's are {feature_id} and {hashes[rows[0].generation][:8]}…: it "
-                "mixes two extractions; replace it with --on-existing overwrite"
+                f"{record.plan_hash[:8]}…, but the folder's are {feature_id} and {planned_hash[:8]}…: it mixes two "
+                "extractions; replace it with --on-existing overwrite"
             )
-        records[shard] = record
-    return records
+        return CommittedShard.of(record)
+
+    found = read_ahead(look, plan.shards, depth=4 * _READERS, threads=_READERS)
+    return {shard.shard: shard for shard in found if shard is not None}
 
 
 def refresh_media(
-    storage: Storage, plan: Plan, inputs: Sequence[MediaFile], records: Mapping[int, CommitRecord]
+    storage: Storage, plan: Plan, inputs: Listing, shards: Mapping[int, CommittedShard]
 ) -> tuple[Plan, set[int]]:
     """The plan with what it knows of moved, touched and replaced files brought up to date, and the reopened shards.
 
@@ -104,11 +116,16 @@ def refresh_media(
     and its shard with it (`reopen_shards`); spooled samples of changed files are dropped. The plan must be written
     after this: until then, a run that was killed finds the same changes again.
     """
-    sha256_of_slot = {sample.slot: sample.sha256 for record in records.values() for sample in record.samples}
+    changed = changed_inputs(plan, inputs)
+    sha256_of_slot = {
+        sample.slot: sample.sha256
+        for shard in sorted({planned.shard for planned, _ in changed} & shards.keys())
+        for sample in committed_record(storage, shard).samples
+    }
     fresh: dict[str, MediaFile] = {}
     replaced: list[PlannedInput] = []
-    for planned, media in changed_inputs(plan, inputs):
-        if planned.shard not in records:
+    for planned, media in changed:
+        if planned.shard not in shards:
             remove_spooled(storage, [planned.slot])
         elif media.size_bytes is None:
             continue  # A listed file that is gone: what was made from it stays.
@@ -121,31 +138,44 @@ def refresh_media(
     if replaced:
         names = ", ".join(planned.media.video_id for planned in replaced[:5]) + (", …" if len(replaced) > 5 else "")
         logger.info("%d files were replaced and are extracted again: %s", len(replaced), names)
-    reopened = reopen_shards(storage, records, (planned.slot for planned in replaced))
+    reopened = reopen_shards(storage, plan, shards.keys(), (planned.slot for planned in replaced))
     return with_media(plan, fresh), reopened
 
 
-def finish_extraction(storage: Storage, plan: Plan, records: Mapping[int, CommitRecord]) -> None:
-    """Writes index.parquet and videos.parquet of a complete extraction.
+def finish_extraction(storage: Storage, plan: Plan, shards: Mapping[int, CommittedShard]) -> None:
+    """Writes videos.parquet, report.html and index.parquet of a complete extraction.
 
     Raises RuntimeError unless every planned input is exactly one sample or one tombstone.
     """
-    decided = [
-        (one.slot, one.video_id)
-        for record in records.values()
-        for decisions in (record.samples, record.tombstones)
-        for one in decisions
-    ]
-    planned = [(one.slot, one.media.video_id) for one in plan.rows]
-    if sorted(decided) != planned:
-        missing = sorted(set(planned) - set(decided))
-        extra = sorted(set(decided) - set(planned))
+    undecided = plan.shards.keys() - shards.keys()
+    if undecided:
         raise RuntimeError(
-            f"{storage.uri}: {len(planned)} inputs were planned and {len(decided)} decided; undecided: {missing[:5]}, "
-            f"not planned: {extra[:5]}. Run again with --on-existing resume"
+            f"{storage.uri}: {len(undecided)} of {len(plan.shards)} planned shards are not committed, the first is "
+            f"{min(undecided)}. Run again with --on-existing resume"
         )
     with storage.open_atomic(VIDEOS) as file, pq.ParquetWriter(file, VIDEOS_SCHEMA) as writer:
-        for shard in sorted(records):
-            writer.write_table(pq.read_table(io.BytesIO(storage.read(rows_name(shard))), schema=VIDEOS_SCHEMA))
+        tables = read_ahead(partial(_rows_of, storage), sorted(plan.shards), depth=4 * _READERS, threads=_READERS)
+        while some := list(itertools.islice(tables, _SHARDS_IN_A_ROW_GROUP)):
+            writer.write_table(pa.concat_tables(some))
+    write_report(storage, num_shards=len(shards), shard_bytes=sum(one.tar_size_bytes for one in shards.values()))
     # Last: whoever can open the index finds everything else.
-    write_index(storage, records.values())
+    records = read_ahead(partial(_reconciled, storage, plan), sorted(plan.shards), depth=4 * _READERS, threads=_READERS)
+    write_index(storage, records)
+
+
+def _rows_of(storage: Storage, shard: int) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read(rows_name(shard))), schema=VIDEOS_SCHEMA)
+
+
+def _reconciled(storage: Storage, plan: Plan, shard: int) -> CommitRecord:
+    """The record of a shard. Raises RuntimeError unless each of its inputs is exactly one sample or one tombstone."""
+    record = committed_record(storage, shard)
+    decided = sorted((one.slot, one.video_id) for one in (*record.samples, *record.tombstones))
+    planned = [(one.slot, one.media.video_id) for one in plan.shards[shard]]
+    if decided != planned:
+        missing, extra = sorted(set(planned) - set(decided)), sorted(set(decided) - set(planned))
+        raise RuntimeError(
+            f"{storage.path(record_name(shard))}: {len(planned)} inputs were planned and {len(decided)} decided; "
+            f"undecided: {missing[:5]}, not planned: {extra[:5]}. Remove it and run again with --on-existing resume"
+        )
+    return record

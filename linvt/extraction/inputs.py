@@ -5,20 +5,26 @@ the folder that was named, a glob's part before the first wildcard, or --media-r
 """
 
 import glob
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from linvt.extraction.fetch import names_no_file
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported, which no type checker sees
 
 MEDIA_EXTENSIONS = frozenset(
     {
@@ -41,7 +47,60 @@ class MediaFile:
     """Modification time, or an object store's ETag: equal means unchanged, different means look closer."""
 
 
-def list_inputs(videos: str, media_root: str | None = None) -> list[MediaFile]:
+MEDIA_SCHEMA = pa.schema(
+    [
+        # 64-bit offsets: the names of 30 million files are more than 2 GB.
+        ("video_id", pa.large_string()),
+        ("uri", pa.large_string()),
+        ("size_bytes", pa.int64()),
+        ("modified", pa.string()),
+    ]
+)
+_LISTED_AT_ONCE = 50_000
+
+
+class Listing(Sequence[MediaFile]):
+    """Inputs sorted by video id. There may be millions, so they are columns (`table`); single ones come on demand."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    @classmethod
+    def of(cls, found: Iterable[MediaFile]) -> "Listing":
+        """Sorted by id, then uri. The ids may repeat."""
+        batches, rest = [], iter(found)
+        while some := list(itertools.islice(rest, _LISTED_AT_ONCE)):
+            columns = [[getattr(media, name) for media in some] for name in MEDIA_SCHEMA.names]
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, MEDIA_SCHEMA.types)]
+            batches.append(pa.record_batch(arrays, schema=MEDIA_SCHEMA))
+        table = pa.Table.from_batches(batches, schema=MEDIA_SCHEMA)
+        return cls(table.sort_by([("video_id", "ascending"), ("uri", "ascending")]))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> MediaFile: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Listing": ...
+    def __getitem__(self, index: int | slice) -> "MediaFile | Listing":
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            assert step == 1, "inputs are taken in their order"
+            return Listing(self.table.slice(start, max(0, stop - start)))
+        return MediaFile(**self.table.slice(range(len(self))[index], 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[MediaFile]:
+        for batch in self.table.to_batches(max_chunksize=_LISTED_AT_ONCE):
+            yield from (MediaFile(**row) for row in batch.to_pylist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Listing) and self.table.equals(other.table)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+def list_inputs(videos: str, media_root: str | None = None) -> Listing:
     """Every media file that `videos` names, sorted by video id, each id once.
 
     Folders and globs give the files with a known media extension, hidden files (.name) left out. A list or annotation
@@ -134,33 +193,33 @@ def _below(filesystem: AbstractFileSystem, root: str, files: dict[str, Any]) -> 
 def _listed(filesystem: AbstractFileSystem, path: str, media_root: str | None) -> Iterator[MediaFile]:
     """The files that a list or an annotation file names; ids are the paths as written, where they are relative."""
     root = media_root.rstrip("/") if media_root else filesystem.unstrip_protocol(str(PurePosixPath(path).parent))
-    text = filesystem.cat_file(path).decode("utf-8-sig")  # pyright: ignore[reportAttributeAccessIssue]
-    # Not splitlines(): file names and JSON strings may hold the other characters that it takes for line ends.
-    lines = text.split("\n")
-    names = _annotated_names(path, lines) if path.lower().endswith(".jsonl") else _list_names(lines)
-    root_path = _open(root)[1]
-    for name in dict.fromkeys(names):
-        is_absolute = name.startswith("/") or "://" in name
-        media_filesystem, media_path = _open(name if is_absolute else f"{root}/{_normalised(name)}")
-        if not is_absolute:
-            video_id = _normalised(name)
-        elif PurePosixPath(media_path).is_relative_to(root_path):
-            video_id = str(PurePosixPath(media_path).relative_to(root_path))
-        else:
-            video_id = name
-        try:
-            info = _info(media_filesystem, media_path)
-        except FileNotFoundError:
-            info = {"type": "file", "size": None}
-        yield _media_file(media_filesystem, media_path, video_id, info)
+    root_filesystem, root_path = _open(root)
+    is_annotation = path.lower().endswith(".jsonl")
+    # Lines end at \n alone: file names and JSON strings may hold the other characters that Python takes for line ends.
+    with filesystem.open(path, "rb") as file:
+        lines = (line.decode("utf-8") for line in file)  # pyright: ignore[reportAttributeAccessIssue]
+        lines = (line.removeprefix("\ufeff") if number == 0 else line for number, line in enumerate(lines))
+        for name in _annotated_names(path, lines) if is_annotation else _list_names(lines):
+            media_filesystem, media_path, video_id = root_filesystem, name, _normalised(name)
+            if name.startswith("/") or "://" in name:
+                media_filesystem, media_path = _open(name)
+                inside = PurePosixPath(media_path).is_relative_to(root_path)
+                video_id = str(PurePosixPath(media_path).relative_to(root_path)) if inside else name
+            else:
+                media_path = f"{root_path}/{video_id}"
+            try:
+                info = _info(media_filesystem, media_path)
+            except FileNotFoundError:
+                info = {"type": "file", "size": None}
+            yield _media_file(media_filesystem, media_path, video_id, info)
 
 
-def _list_names(lines: list[str]) -> list[str]:
+def _list_names(lines: Iterable[str]) -> Iterator[str]:
     stripped = (line.strip() for line in lines)
-    return [line for line in stripped if line and not line.startswith("#")]
+    return (line for line in stripped if line and not line.startswith("#"))
 
 
-def _annotated_names(path: str, lines: list[str]) -> Iterator[str]:
+def _annotated_names(path: str, lines: Iterable[str]) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -176,7 +235,7 @@ def _annotated_names(path: str, lines: list[str]) -> Iterator[str]:
 
 def _normalised(name: str) -> str:
     """`./a//b.mp4` and `a/b.mp4` are one file."""
-    return str(PurePosixPath(name))
+    return str(PurePosixPath(name)) if "./" in name or "//" in name else name
 
 
 def _media_file(filesystem: AbstractFileSystem, path: str, video_id: str, info: dict[str, Any]) -> MediaFile:
@@ -203,15 +262,19 @@ def modification(info: dict[str, Any]) -> str | None:
     return None
 
 
-def _unique(videos: str, found: Iterable[MediaFile]) -> list[MediaFile]:
-    by_id: dict[str, MediaFile] = {}
-    for media in found:
-        known = by_id.setdefault(media.video_id, media)
-        if known.uri != media.uri:
-            raise ValueError(f"--videos {videos}: {known.uri} and {media.uri} would both be {media.video_id!r}")
-    if not by_id:
+def _unique(videos: str, found: Iterable[MediaFile]) -> Listing:
+    table = Listing.of(found).table
+    if table.num_rows == 0:
         raise ValueError(
             f"--videos {videos}: no media found; expected files with one of "
             f"{sorted(MEDIA_EXTENSIONS)}, or a .txt list of files with other names"
         )
-    return [by_id[video_id] for video_id in sorted(by_id)]
+    # Sorted, so equal ids are neighbours; the same file twice is one input.
+    ids, uris = table["video_id"].combine_chunks(), table["uri"].combine_chunks()
+    same_id = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    same_uri = pc.equal(uris[1:], uris[:-1]).to_numpy(zero_copy_only=False)
+    clashes = np.flatnonzero(same_id & ~same_uri)
+    if len(clashes):
+        at = int(clashes[0])
+        raise ValueError(f"--videos {videos}: {uris[at]} and {uris[at + 1]} would both be {ids[at].as_py()!r}")
+    return Listing(table.filter(pa.array(np.append(True, ~same_id))))

@@ -1,32 +1,34 @@
 """Taking a committed shard apart, so that some of its inputs are extracted again and the others are not."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 import pyarrow.parquet as pq
 
-from linvt.extraction.rows import rows_from_table
+from linvt.extraction.plan import Plan
+from linvt.extraction.rows import VIDEOS_SCHEMA, rows_from_table
 from linvt.extraction.spool import write_spooled
-from linvt.shards.commit import CommitRecord, Member
+from linvt.shards.commit import CommitRecord, Member, read_record
 from linvt.shards.layout import INDEX, record_name, rows_name, tar_name
 from linvt.shards.storage import Storage
 
 
-def reopen_shards(storage: Storage, records: Mapping[int, CommitRecord], slots: Iterable[int]) -> set[int]:
+def reopen_shards(storage: Storage, plan: Plan, committed: Collection[int], slots: Iterable[int]) -> set[int]:
     """Makes the inputs of these slots undecided again; returns the shards that lost their commit record by it.
 
     What else the shards hold goes back to the spool as it is, so that assembling them again gives the same bytes. May
     be killed at any point: a shard is either committed as before, or its spool is complete.
     """
     wanted = set(slots)
-    reopened = {shard for shard, record in records.items() if wanted.intersection(_slots(record))}
+    reopened = {slot // plan.samples_per_shard for slot in wanted}.intersection(committed)
     if reopened:
         # It tells where samples lie in tars that are about to change.
         storage.remove(INDEX)
     for shard in sorted(reopened):
-        record = records[shard]
+        record = committed_record(storage, shard)
         samples = {sample.slot: sample for sample in record.samples}
-        for row in rows_from_table(pq.read_table(io.BytesIO(storage.read(rows_name(shard))))):
+        rows = pq.read_table(io.BytesIO(storage.read(rows_name(shard))), schema=VIDEOS_SCHEMA)
+        for row in rows_from_table(rows):
             if row.slot in wanted:
                 continue
             sample = samples.get(row.slot)
@@ -37,12 +39,12 @@ def reopen_shards(storage: Storage, records: Mapping[int, CommitRecord], slots: 
     return reopened
 
 
-def quarantined_slots(records: Mapping[int, CommitRecord]) -> set[int]:
-    return {tombstone.slot for record in records.values() for tombstone in record.tombstones}
-
-
-def _slots(record: CommitRecord) -> set[int]:
-    return {decided.slot for decisions in (record.samples, record.tombstones) for decided in decisions}
+def committed_record(storage: Storage, shard: int) -> CommitRecord:
+    """Of a shard that is known to be committed."""
+    record = read_record(storage, shard)
+    if record is None:
+        raise RuntimeError(f"{storage.path(record_name(shard))} vanished during the run; was the folder changed?")
+    return record
 
 
 def _member(storage: Storage, shard: int, member: Member) -> bytes:

@@ -49,6 +49,7 @@ VIDEOS_SCHEMA = pa.schema(
         ("decode_s", pa.float64()),
         ("shots_detection_s", pa.float64()),
         ("encode_s", pa.float64()),
+        ("thumbnails", pa.binary()),
     ]
 )
 
@@ -107,6 +108,8 @@ class VideoRow:
     decode_s: float | None = None
     shots_detection_s: float | None = None
     encode_s: float | None = None
+    thumbnails: bytes | None = None
+    """A JPEG of some kept frames side by side, at the few inputs that `linvt.extraction.thumbnails` chooses."""
 
     @classmethod
     def of(cls, planned: PlannedInput) -> "VideoRow":

@@ -65,9 +65,10 @@ def remove_spooled(storage: Storage, slots: Iterable[int]) -> None:
 def _is_usable(storage: Storage, slot: int, feature_id: str) -> bool:
     try:
         with _opened(storage, slot, VIDEOS_SCHEMA.names) as reader:
-            return (reader.schema.metadata or {}).get(
-                _FEATURE_ID
-            ) == feature_id.encode() and reader.num_record_batches == 1
+            found = (reader.schema.metadata or {}).get(_FEATURE_ID)
+            # An earlier version's rows had fewer columns, so that their places now hold others.
+            same_columns = reader.schema.names == VIDEOS_SCHEMA.names
+            return found == feature_id.encode() and same_columns and reader.num_record_batches == 1
     except pa.ArrowInvalid:
         return False
 
@@ -76,6 +77,6 @@ def _is_usable(storage: Storage, slot: int, feature_id: str) -> bool:
 def _opened(storage: Storage, slot: int, columns: list[str]) -> Any:
     path = storage.path(spool_name(slot))
     options = pa.ipc.IpcReadOptions(included_fields=[_SCHEMA.get_field_index(name) for name in columns])
-    source = pa.memory_map(path) if storage.is_local else pa.PythonFile(storage.filesystem.open(path, "rb"))
+    source = pa.memory_map(path) if storage.is_local else pa.PythonFile(storage.filesystem.open(path, "rb"), mode="r")
     with source, pa.ipc.open_file(source, options=options) as reader:
         yield reader

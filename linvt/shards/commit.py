@@ -94,6 +94,25 @@ class CommitRecord:
         return cls(**fields | {"devices": tuple(fields["devices"])}, samples=samples, tombstones=tombstones)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommittedShard:
+    """What a driver remembers of a shard: records of millions of samples would not fit into its memory."""
+
+    shard: int
+    num_samples: int
+    quarantined_slots: tuple[int, ...]
+    tar_size_bytes: int
+
+    @classmethod
+    def of(cls, record: CommitRecord) -> "CommittedShard":
+        return cls(
+            shard=record.shard,
+            num_samples=len(record.samples),
+            quarantined_slots=tuple(tombstone.slot for tombstone in record.tombstones),
+            tar_size_bytes=record.tar_size_bytes,
+        )
+
+
 def _sample_from_json(fields: dict[str, Any]) -> CommittedSample:
     return CommittedSample(
         **fields

@@ -1,15 +1,21 @@
 """`index.parquet`: one row a sample, in the order of shards and, within a shard, of the tar."""
 
 import io
-from collections import Counter
+import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from linvt.shards.commit import CommitRecord
 from linvt.shards.layout import INDEX, LAYOUT_VERSION
 from linvt.shards.storage import Storage
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported, which no type checker sees
+
+_SHARDS_IN_A_ROW_GROUP = 128
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -36,12 +42,37 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-def index_table(records: Iterable[CommitRecord]) -> pa.Table:
-    """The index of a cache. Raises ValueError if its shards disagree about the feature id or repeat an id or a key."""
-    records = sorted(records, key=lambda record: record.shard)
-    feature_ids = {record.feature_id for record in records}
-    if len(feature_ids) > 1:
-        raise ValueError(f"a cache never mixes feature ids; its shards have {sorted(feature_ids)}")
+def write_index(storage: Storage, records: Iterable[CommitRecord]) -> None:
+    """Writes the index of shards that come in their order, a few at a time.
+
+    Raises ValueError, and writes nothing, if the shards disagree about the feature id or repeat a video id.
+    """
+    records = iter(records)
+    first = next(records, None)
+    feature_id = "" if first is None else first.feature_id
+    schema = INDEX_SCHEMA.with_metadata({"feature_id": feature_id, "layout_version": str(LAYOUT_VERSION)})
+    records = itertools.chain([] if first is None else [first], records)
+    ids = []
+    with storage.open_atomic(INDEX) as file, pq.ParquetWriter(file, schema) as writer:
+        while some := list(itertools.islice(records, _SHARDS_IN_A_ROW_GROUP)):
+            other = [record.feature_id for record in some if record.feature_id != feature_id]
+            if other:
+                raise ValueError(f"a cache never mixes feature ids; its shards have {sorted({feature_id, *other})}")
+            table = _rows(some).cast(schema)
+            ids.append(table["video_id"])
+            writer.write_table(table)
+        _check_unique(ids)
+
+
+def _check_unique(ids: list[pa.ChunkedArray]) -> None:
+    column = pa.chunked_array([chunk for chunked in ids for chunk in chunked.chunks], pa.string())
+    if pc.count_distinct(column).as_py() != len(column):
+        counts = pc.value_counts(column)
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+        raise ValueError(f"a video id must be unique in a cache; repeated: {repeated[:3]}")
+
+
+def _rows(records: Iterable[CommitRecord]) -> pa.Table:
     rows = [
         {
             "key": sample.key,
@@ -67,17 +98,7 @@ def index_table(records: Iterable[CommitRecord]) -> pa.Table:
         for record in records
         for sample in record.samples
     ]
-    for column in ("key", "video_id"):
-        repeated = [value for value, count in Counter(row[column] for row in rows).items() if count > 1]
-        if repeated:
-            raise ValueError(f"{column} must be unique in a cache; repeated: {repeated[:3]}")
-    metadata = {"feature_id": "".join(feature_ids), "layout_version": str(LAYOUT_VERSION)}
-    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata(metadata))
-
-
-def write_index(storage: Storage, records: Iterable[CommitRecord]) -> None:
-    with storage.open_atomic(INDEX) as file:
-        pq.write_table(index_table(records), file)
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
 
 
 def read_index(storage: Storage) -> pa.Table:

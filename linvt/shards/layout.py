@@ -9,6 +9,7 @@ OUT/shards/000000.json         the commit record: the shard exists only if this 
 OUT/rows/000000.parquet        the shard's rows of videos.parquet
 OUT/index.parquet              one row a sample: where its bytes lie
 OUT/videos.parquet             one row an input: committed, or quarantined and why
+OUT/report.html                what the extraction did, for people; made from videos.parquet
 """
 
 import hashlib
@@ -27,6 +28,7 @@ LOCK = "extraction.lock"
 PLAN = "plan.parquet"
 INDEX = "index.parquet"
 VIDEOS = "videos.parquet"
+REPORT = "report.html"
 SHARDS_FOLDER = "shards"
 ROWS_FOLDER = "rows"
 SPOOL_FOLDER = "spool"

@@ -39,9 +39,9 @@ class Windowing:
         if held is None:
             return
         total = first + len(held)
-        for start in range(start, total, step):
-            kept = min(step, total - start)
-            yield self._window(held, first, start, kept), kept
+        for rest in range(start, total, step):
+            kept = min(step, total - rest)
+            yield self._window(held, first, rest, kept), kept
 
     def _length(self, kept: int) -> int:
         return -(-(kept + 2 * self.context) // self.length_step) * self.length_step

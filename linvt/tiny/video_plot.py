@@ -1,8 +1,8 @@
 """What happens in a rendered video: shots, who is in them, who moves or changes. Pure and seeded.
 
 A plot is decided before anything is drawn, so questions, answers and captions are read off it exactly. Times are
-fractions of a shot. Splits share nothing that would give an answer away: neither a colour-shape pair that test questions
-are about nor a test video's sequence of places ever occurs in a training video.
+fractions of a shot. Splits share nothing that would give an answer away: neither a colour-shape pair that test
+questions are about nor a test video's sequence of places ever occurs in a training video.
 """
 
 import hashlib

@@ -13,21 +13,23 @@ from linvt.tiny.vocabulary import ORDINALS
 
 
 def caption(plot: Plot) -> str:
-    """Shot by shot: the place, then what each actor does there, movers first."""
+    """Shot by shot, each as a still of its beginning would be captioned, and what moves or changes there."""
     return " . cut . ".join(_shot_caption(shot) for shot in plot.shots)
 
 
 def _shot_caption(shot: Shot) -> str:
-    acts = [_act(actor) for actor in sorted(shot.actors, key=lambda a: (a.direction is None, a.becomes is None))]
-    return " . ".join([shot.place, *acts])
+    in_reading_order = sorted(shot.actors, key=lambda actor: (int(actor.thing.y * 3), actor.thing.x))
+    return " . ".join([shot.place, *map(_act, in_reading_order)])
 
 
 def _act(actor: Actor) -> str:
+    thing = actor.thing
+    still = f"{thing.size} {thing.name} at {position_name(thing.x, thing.y)}"
     if actor.direction is not None:
-        return f"{actor.thing.name} moves {actor.direction}"
+        return f"{still} moves {actor.direction}"
     if actor.becomes is not None:
-        return f"{actor.thing.name} becomes {actor.becomes}"
-    return actor.thing.name
+        return f"{still} becomes {actor.becomes}"
+    return still
 
 
 def ask(plot: Plot, rng: np.random.Generator, count: int) -> list[Question]:

@@ -3,18 +3,15 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from linvt.annotations import Annotation, Turn
 from linvt.shards import Cache
 from linvt.training.batches import CAPTION_INSTRUCTION, Visit
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,21 +175,3 @@ def one_token_count(cache: Cache) -> int:
             "batches need one; extract with a backbone that gives every frame the same number of tokens"
         )
     return counts[0]
-
-
-def read_ahead(make: Callable[[int], T], numbers: Iterable[int], *, depth: int) -> Generator[T, None, None]:
-    """`make(number)` of every number, in order, made by a background thread up to `depth` ahead of their use.
-
-    An exception of `make` is raised where its result would have come. Closing the iterator stops the thread.
-    """
-    waiting: list[Future[T]] = []
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-    try:
-        for number in numbers:
-            waiting.append(executor.submit(make, number))
-            if len(waiting) > depth:
-                yield waiting.pop(0).result()
-        while waiting:
-            yield waiting.pop(0).result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)

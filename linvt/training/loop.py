@@ -16,13 +16,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from linvt.annotations import read_annotations
+from linvt.read_ahead import read_ahead
 from linvt.shards import Cache, read_cache
 from linvt.shards.layout import EXTRACTION
 from linvt.training.batches import Batch, collate
 from linvt.training.checkpoint import CheckpointState, Cursor, latest_checkpoint, load_checkpoint, save_checkpoint
 from linvt.training.config import TrainConfig
 from linvt.training.context import TrainContext
-from linvt.training.data import VisitSet, one_token_count, plan_visits, read_ahead
+from linvt.training.data import VisitSet, one_token_count, plan_visits
 from linvt.training.engine import Engine
 from linvt.training.flops import FlopCounter
 from linvt.training.metrics import Meter, MetricsLog

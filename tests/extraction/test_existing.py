@@ -8,7 +8,7 @@ import torch
 from linvt.extraction.assembly import assemble_shard
 from linvt.extraction.existing import (
     clear_leftovers,
-    committed_records,
+    committed_shards,
     existing_extraction,
     finish_extraction,
     refresh_media,
@@ -18,11 +18,12 @@ from linvt.extraction.fetch import content_sha256
 from linvt.extraction.identity import Extraction, FeatureSpec
 from linvt.extraction.inputs import list_inputs
 from linvt.extraction.plan import grow_plan, make_plan, write_plan
-from linvt.extraction.reopening import quarantined_slots, reopen_shards
+from linvt.extraction.reopening import reopen_shards
 from linvt.extraction.rows import VideoRow
 from linvt.extraction.spool import spooled_slots, write_spooled
 from linvt.extraction.strikes import absolve, struck_out
 from linvt.shards import read_cache
+from linvt.shards.commit import CommittedShard
 from linvt.shards.layout import EXTRACTION, sample_key
 from linvt.shards.sample import SampleInfo, tokens_to_bytes
 from linvt.shards.storage import open_storage
@@ -96,9 +97,9 @@ def extraction(corpus, tmp_path):
     write_plan(storage, plan)
     for row in plan.rows:
         _spool(storage, row, fail=row.media.video_id == "d.mp4")
-    for planned in plan.shards().values():
-        assemble_shard(storage, planned, plan.hashes()[0], ID)
-    finish_extraction(storage, plan, committed_records(storage, plan, ID, contents=True))
+    for planned in plan.shards.values():
+        assemble_shard(storage, planned, plan.hashes[0], ID)
+    finish_extraction(storage, plan, committed_shards(storage, plan, ID, contents=True))
     return storage, plan
 
 
@@ -118,17 +119,17 @@ def test_a_finished_extraction_reconciles_and_reads_back(extraction, tmp_path):
 
 def test_counts_that_do_not_add_up_fail(extraction):
     storage, plan = extraction
-    records = committed_records(storage, plan, ID, contents=False)
-    del records[1]
-    with pytest.raises(RuntimeError, match=r"5 inputs were planned and 3 decided; undecided: .*c\.mp4"):
-        finish_extraction(storage, plan, records)
+    shards = committed_shards(storage, plan, ID, contents=False)
+    del shards[1]
+    with pytest.raises(RuntimeError, match=r"1 of 3 planned shards are not committed, the first is 1"):
+        finish_extraction(storage, plan, shards)
 
 
 def test_assembly_may_be_repeated_after_its_spool_is_gone(extraction):
     storage, plan = extraction
     before = storage.read("shards/000000.tar")
-    record = assemble_shard(storage, plan.shards()[0], plan.hashes()[0], ID)
-    assert record == committed_records(storage, plan, ID, contents=True)[0]
+    record = assemble_shard(storage, plan.shards[0], plan.hashes[0], ID)
+    assert CommittedShard.of(record) == committed_shards(storage, plan, ID, contents=True)[0]
     assert storage.read("shards/000000.tar") == before
 
 
@@ -156,8 +157,8 @@ def test_hashing_finds_an_altered_shard(extraction, tmp_path):
     path = tmp_path / "out/shards/000001.tar"
     data = path.read_bytes()
     path.write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])
-    assert sorted(committed_records(storage, plan, ID, contents=False)) == [0, 1, 2]
-    assert sorted(committed_records(storage, plan, ID, contents=True)) == [0, 2]
+    assert sorted(committed_shards(storage, plan, ID, contents=False)) == [0, 1, 2]
+    assert sorted(committed_shards(storage, plan, ID, contents=True)) == [0, 2]
 
 
 @pytest.mark.parametrize("damage", ["tar", "record"])
@@ -165,29 +166,29 @@ def test_a_shard_that_does_not_verify_is_not_committed(extraction, tmp_path, dam
     storage, plan = extraction
     path = tmp_path / ("out/shards/000001.tar" if damage == "tar" else "out/shards/000001.json")
     path.write_bytes(path.read_bytes()[:-2])
-    assert sorted(committed_records(storage, plan, ID, contents=False)) == [0, 2]
+    assert sorted(committed_shards(storage, plan, ID, contents=False)) == [0, 2]
     assert str(path) in caplog.text
-    assert sorted(committed_records(storage, plan, ID, contents=False)) == [0, 2]
+    assert sorted(committed_shards(storage, plan, ID, contents=False)) == [0, 2]
 
 
 def test_shards_of_another_extraction_are_refused(extraction):
     storage, plan = extraction
     with pytest.raises(ValueError, match="mixes two extractions"):
-        committed_records(storage, plan, "0" * 32, contents=False)
+        committed_shards(storage, plan, "0" * 32, contents=False)
     other = make_plan([replace(row.media, video_id="x" + row.media.video_id) for row in plan.rows], 2)
     with pytest.raises(ValueError, match="mixes two extractions"):
-        committed_records(storage, other, ID, contents=False)
+        committed_shards(storage, other, ID, contents=False)
 
 
 def test_a_touched_or_moved_file_is_the_same(extraction, corpus):
     storage, plan = extraction
-    records = committed_records(storage, plan, ID, contents=False)
+    shards = committed_shards(storage, plan, ID, contents=False)
     os.utime(corpus / "a.mp4", ns=(0, 7))
     moved = corpus.rename(corpus.with_name("moved"))
     inputs = list_inputs(str(moved))
-    refreshed, reopened = refresh_media(storage, plan, inputs, records)
-    assert [row.media for row in refreshed.rows] == inputs
-    assert refreshed.hashes() == plan.hashes()
+    refreshed, reopened = refresh_media(storage, plan, inputs, shards)
+    assert [row.media for row in refreshed.rows] == list(inputs)
+    assert refreshed.hashes == plan.hashes
     assert reopened == set()
 
 
@@ -195,13 +196,13 @@ def test_a_touched_or_moved_file_is_the_same(extraction, corpus):
 def test_a_replaced_file_alone_is_undecided_again(extraction, corpus, changed):
     """d.mp4 is quarantined; its neighbour c.mp4, and a.mp4 beside b.mp4, are taken over as they are."""
     storage, plan = extraction
-    records = committed_records(storage, plan, ID, contents=False)
+    shards = committed_shards(storage, plan, ID, contents=False)
     before = {name: storage.read(f"shards/{name}") for name in storage.names("shards")}
     (corpus / changed).write_bytes(b"9999")
-    refreshed, reopened = refresh_media(storage, plan, list_inputs(str(corpus)), records)
+    refreshed, reopened = refresh_media(storage, plan, list_inputs(str(corpus)), shards)
     [slot] = [row.slot for row in plan.rows if row.media.video_id == changed]
     assert reopened == {slot // 2}
-    assert sorted(committed_records(storage, plan, ID, contents=False)) == sorted({0, 1, 2} - reopened)
+    assert sorted(committed_shards(storage, plan, ID, contents=False)) == sorted({0, 1, 2} - reopened)
     neighbours = {row.slot for row in plan.rows if row.shard in reopened} - {slot}
     assert spooled_slots(storage, ID) == neighbours
     with pytest.raises(ValueError, match=r"no index\.parquet"):
@@ -209,9 +210,9 @@ def test_a_replaced_file_alone_is_undecided_again(extraction, corpus, changed):
 
     # Decided again, the shard is a shard like any other.
     _spool(storage, refreshed.rows[slot])
-    for planned in refreshed.shards().values():
-        assemble_shard(storage, planned, plan.hashes()[0], ID)
-    finish_extraction(storage, refreshed, committed_records(storage, plan, ID, contents=True))
+    for planned in refreshed.shards.values():
+        assemble_shard(storage, planned, plan.hashes[0], ID)
+    finish_extraction(storage, refreshed, committed_shards(storage, plan, ID, contents=True))
     cache = read_cache(storage.uri)
     assert cache.get(cache.video_ids[changed]).tokens.flatten().tolist() == [57] * 4
     after = {name: storage.read(f"shards/{name}") for name in storage.names("shards")}
@@ -220,11 +221,13 @@ def test_a_replaced_file_alone_is_undecided_again(extraction, corpus, changed):
 
 def test_reopening_gives_the_same_bytes(extraction):
     storage, plan = extraction
-    records = committed_records(storage, plan, ID, contents=False)
+    shards = committed_shards(storage, plan, ID, contents=False)
     before = {name: storage.read(f"{folder}/{name}") for folder in ("shards", "rows") for name in storage.names(folder)}
-    assert reopen_shards(storage, records, quarantined_slots(records)) == {1}
+    slots = [slot for shard in shards.values() for slot in shard.quarantined_slots]
+    assert slots == [3]
+    assert reopen_shards(storage, plan, shards.keys(), slots) == {1}
     _spool(storage, plan.rows[3], fail=True)
-    assemble_shard(storage, plan.shards()[1], plan.hashes()[0], ID)
+    assemble_shard(storage, plan.shards[1], plan.hashes[0], ID)
     after = {name: storage.read(f"{folder}/{name}") for folder in ("shards", "rows") for name in storage.names(folder)}
     assert after == before
 
@@ -237,8 +240,8 @@ def test_the_spool_of_a_changed_file_is_dropped(extraction, corpus):
     for row in plan.rows[-2:]:
         _spool(storage, row)
     (corpus / "f.mp4").write_bytes(b"f2!")
-    records = committed_records(storage, plan, ID, contents=False)
-    refresh_media(storage, plan, list_inputs(str(corpus)), records)
+    shards = committed_shards(storage, plan, ID, contents=False)
+    refresh_media(storage, plan, list_inputs(str(corpus)), shards)
     assert spooled_slots(storage, ID) == {plan.rows[-1].slot}
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linvt.extraction.inputs import MediaFile
+from linvt.extraction.inputs import Listing, MediaFile
 from linvt.extraction.plan import changed_inputs, grow_plan, make_plan, read_plan, with_media, write_plan
 from linvt.shards.storage import open_storage
 
@@ -33,9 +33,9 @@ def test_a_plan_is_a_function_of_the_set_of_inputs(ids, samples_per_shard, rando
 def test_growing_moves_nothing_and_loses_nothing(batches, samples_per_shard):
     plan = make_plan([], samples_per_shard)
     for ids in batches:
-        grown = grow_plan(plan, map(_media, sorted(ids, reverse=True)))
+        grown = grow_plan(plan, Listing.of(map(_media, sorted(ids, reverse=True))))
         assert grown.rows[: len(plan.rows)] == plan.rows
-        assert grown.hashes()[: plan.num_generations] == plan.hashes()[: plan.num_generations]
+        assert grown.hashes[: plan.num_generations] == plan.hashes[: plan.num_generations]
         new = grown.rows[len(plan.rows) :]
         assert {row.generation for row in new} <= {plan.num_generations}
         assert not {row.shard for row in new} & {row.shard for row in plan.rows}
@@ -44,23 +44,23 @@ def test_growing_moves_nothing_and_loses_nothing(batches, samples_per_shard):
     slots = [row.slot for row in plan.rows]
     assert slots == sorted(set(slots))
     assert all(row.shard == row.slot // samples_per_shard for row in plan.rows)
-    assert all(len(rows) <= samples_per_shard for rows in plan.shards().values())
-    assert grow_plan(plan, [row.media for row in plan.rows]) is not None
-    assert grow_plan(plan, [row.media for row in plan.rows]) == plan
+    assert all(len(rows) <= samples_per_shard for rows in plan.shards.values())
+    assert grow_plan(plan, Listing.of(row.media for row in plan.rows)) is not None
+    assert grow_plan(plan, Listing.of(row.media for row in plan.rows)) == plan
 
 
 def test_hash_depends_on_slots_and_ids_only():
     plan = make_plan(map(_media, "abcde"), 2)
     touched = with_media(plan, {"b": replace(_media("b"), modified="9", uri="/moved/b")})
     assert touched != plan
-    assert touched.hashes() == plan.hashes()
-    assert make_plan(map(_media, "abcdf"), 2).hashes() != plan.hashes()
-    assert make_plan(map(_media, "abcde"), 3).hashes() != plan.hashes()
+    assert touched.hashes == plan.hashes
+    assert make_plan(map(_media, "abcdf"), 2).hashes != plan.hashes
+    assert make_plan(map(_media, "abcde"), 3).hashes != plan.hashes
 
 
 def test_a_plan_survives_its_file(tmp_path):
     storage = open_storage(str(tmp_path))
-    plan = grow_plan(make_plan(map(_media, random.Random(0).sample("abcdefgh", 5)), 2), [_media("z", None)])
+    plan = grow_plan(make_plan(map(_media, random.Random(0).sample("abcdefgh", 5)), 2), Listing.of([_media("z", None)]))
     assert plan.num_generations == 2
     write_plan(storage, plan)
     assert read_plan(storage) == plan
@@ -84,4 +84,7 @@ def test_a_plan_altered_by_hand_is_refused(tmp_path):
 def test_changed_inputs_are_those_whose_listing_differs():
     plan = make_plan(map(_media, "abcd"), 2)
     now = [_media("a"), _media("b", 2), replace(_media("c"), modified="2"), _media("new")]
-    assert [(row.media.video_id, media) for row, media in changed_inputs(plan, now)] == [("b", now[1]), ("c", now[2])]
+    assert [(row.media.video_id, media) for row, media in changed_inputs(plan, Listing.of(now))] == [
+        ("b", now[1]),
+        ("c", now[2]),
+    ]

@@ -16,7 +16,9 @@ import torch
 
 from linvt.backbones import load_backbone
 from linvt.extraction.config import ExtractConfig
+from linvt.extraction.lock import exclusive
 from linvt.shards import read_cache
+from linvt.shards.storage import open_storage
 from linvt.shots import load_detector
 from linvt.video import decode_video
 from pipelines.extract import extract
@@ -193,24 +195,75 @@ def test_a_grown_and_damaged_cache_is_completed_and_nothing_committed_moves(extr
     assert len(_rows(config.out)) == 11
 
 
-def test_a_replaced_file_is_detected_and_overwriting_takes_it(extracted, corpus, tmp_path):
+def test_a_replaced_file_is_extracted_again_and_nothing_else(extracted, corpus, tmp_path):
     config = replace(extracted[0], videos=str(tmp_path / "corpus"), out=str(tmp_path / "out"), on_existing="resume")
     shutil.copytree(corpus, config.videos)
     shutil.copytree(extracted[0].out, config.out)
     write_video(tmp_path / "corpus/clips/3.mp4", seed=77)
-    with pytest.raises(ValueError, match=r"1 files are not those .*clips/3\.mp4"):
-        extract(config)
+    write_video(tmp_path / "corpus/empty.mp4", seed=78)
+    summary = extract(config)
+    assert (summary["inputs"], summary["committed"], summary["quarantined"]) == (9, 8, 1)
+    old, new = read_cache(extracted[0].out), read_cache(config.out)
+    assert {name for name in new.video_ids if old.video_ids.get(name) != new.video_ids[name]} == {
+        "clips/3.mp4",
+        "empty.mp4",
+    }
+    # What was taken over was not decoded again: its row still has the timings of the first time.
+    before, after = _rows(extracted[0].out), _rows(config.out)
+    assert {name for name in after if after[name]["decode_s"] != before[name]["decode_s"]} == {
+        "clips/3.mp4",
+        "empty.mp4",
+    }
+    for key in set(old.keys) & set(new.keys):
+        assert torch.equal(old.get(key).tokens, new.get(key).tokens)
 
-    summary = extract(replace(config, on_existing="overwrite", cache_dtype="int8"))
+
+def test_overwriting_starts_anew_with_other_settings(extracted, tmp_path):
+    config = replace(extracted[0], out=str(tmp_path / "out"), on_existing="overwrite", cache_dtype="int8")
+    shutil.copytree(extracted[0].out, config.out)
+    summary = extract(config)
     assert (summary["inputs"], summary["committed"]) == (9, 7)
     assert summary["bytes"] < extracted[1]["bytes"]
     old, new = read_cache(extracted[0].out), read_cache(config.out)
     assert old.feature_id != new.feature_id
-    changed = {name for name in old.video_ids if old.video_ids[name] != new.video_ids[name]}
-    assert changed == {"clips/3.mp4"}
-    for key in set(old.keys) & set(new.keys):
+    assert old.keys == new.keys
+    for key in old.keys:
         exact, rounded = old.get(key).tokens.float(), new.get(key).tokens.float()
         assert ((exact - rounded).abs() <= exact.abs().amax(-1, keepdim=True) / 127).all()
+
+
+def test_limit_max_errors_strict_and_retrying_the_quarantined(base_config, corpus, ray_cluster, tmp_path):
+    config = replace(base_config, videos=str(tmp_path / "corpus"), out=str(tmp_path / "out"), on_existing="resume")
+    shutil.copytree(corpus, config.videos)
+    assert extract(replace(config, limit=2))["inputs"] == 2
+    with pytest.raises(RuntimeError, match=r"2 inputs were quarantined in this run, more than --max-errors 1"):
+        extract(replace(config, videos_per_task=1, max_errors=1, retry_quarantined=True))
+    with pytest.raises(RuntimeError, match=r"2 of 9 inputs are quarantined, and --strict allows none"):
+        extract(replace(config, strict=True))
+    # The good ones are committed all the same.
+    cache = read_cache(config.out)
+    assert len(cache) == 7
+    decoded_at = {name: row["decode_s"] for name, row in _rows(config.out).items()}
+    # Repaired without a trace in size and modification time, as a storage that was down would be.
+    broken = Path(config.videos, "clips/broken.mp4")
+    times = broken.stat()
+    content = bytearray(Path(config.videos, "clips/0.mp4").read_bytes())
+    content += b"\0" * (times.st_size - len(content))
+    summary = extract(replace(config, retry_quarantined=True))
+    assert (summary["committed"], summary["quarantined"]) == (7, 2)
+    broken.write_bytes(content)
+    os.utime(broken, ns=(times.st_atime_ns, times.st_mtime_ns))
+    summary = extract(replace(config, retry_quarantined=True))
+    assert (summary["committed"], summary["quarantined"]) == (8, 1)
+    assert {name for name, row in _rows(config.out).items() if row["decode_s"] != decoded_at[name]} == {
+        "clips/broken.mp4"
+    }
+
+
+def test_a_second_extraction_on_one_out_is_refused(extracted):
+    config = replace(extracted[0], on_existing="resume")
+    with exclusive(open_storage(config.out)), pytest.raises(ValueError, match="is in use by process"):
+        extract(config)
 
 
 def test_inputs_that_are_missing_or_kill_their_decoder_are_quarantined(base_config, ray_cluster, tmp_path):

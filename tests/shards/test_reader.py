@@ -8,8 +8,8 @@ import webdataset
 
 from linvt.shards import ShardError, read_cache
 from linvt.shards.commit import Tombstone
-from linvt.shards.index import index_table, write_index
-from linvt.shards.layout import tar_name
+from linvt.shards.index import write_index
+from linvt.shards.layout import INDEX, tar_name
 from linvt.shards.sample import tokens_from_bytes
 from linvt.shards.storage import open_storage
 from tests.shards.cache_builder import FEATURE_ID, pending_sample, save_cache, write_one_shard
@@ -101,8 +101,9 @@ def test_no_extraction_and_no_samples_are_explained(tmp_path):
 def test_index_refuses_an_id_twice(tmp_path):
     storage = open_storage(str(tmp_path))
     records = [write_one_shard(storage, i, [pending_sample("a.mp4", torch.zeros(1, 1, 1), slot=i)]) for i in range(2)]
-    with pytest.raises(ValueError, match=r"video_id must be unique.*a\.mp4"):
-        index_table(records)
+    with pytest.raises(ValueError, match=r"a video id must be unique.*a\.mp4"):
+        write_index(storage, records)
+    assert storage.size_bytes(INDEX) is None
 
 
 def test_any_fsspec_filesystem_holds_a_cache(tokens_of_id):

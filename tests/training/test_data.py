@@ -5,9 +5,10 @@ import torch
 
 from linvt.annotations import Annotation, Turn, read_annotations
 from linvt.backbones import load_backbone
+from linvt.read_ahead import read_ahead
 from linvt.shards import read_cache
 from linvt.training.batches import CAPTION_INSTRUCTION, collate
-from linvt.training.data import one_token_count, plan_visits, read_ahead
+from linvt.training.data import one_token_count, plan_visits
 from tests.shards.cache_builder import save_cache
 from tests.training.inputs import TOKENS_PER_FRAME, write_inputs
 
