@@ -40,23 +40,21 @@ bench: setup  ## run the benchmarks; VIDEOS=DIR adds those that need labelled re
 	    echo "== $$script $$directory"; $(BIN)/python $$script $$directory; \
 	done
 
-# Steps go on from what is in runs/, but for the image-LLM's three, which start over; another image-LLM needs an empty runs/.
+# Steps go on from what is in runs/, but for the image-LLM's five, which start over; another image-LLM needs an empty runs/.
 reproduce: setup  ## make the committed weights again, in place (hours); results in runs/
 	$(BIN)/python jobs/train_image_llm.py --config jobs/configs/tiny-image-llm.toml
 	$(BIN)/python jobs/train_image_llm.py --config jobs/configs/tiny-image-llm-continued.toml
 	$(BIN)/python jobs/train_image_llm.py --config jobs/configs/tiny-image-llm-finished.toml
+	$(BIN)/python jobs/train_image_llm.py --config jobs/configs/tiny-image-llm-unordered.toml
+	$(BIN)/python jobs/train_image_llm.py --config jobs/configs/tiny-image-llm-asked.toml
 	$(BIN)/python jobs/make_world.py --config jobs/configs/tiny-world.toml
 	$(BIN)/python jobs/extract_features.py --config jobs/configs/extract-tiny.toml --videos runs/world --detector none \
 	    --out runs/cache --on-existing resume
 	$(BIN)/python jobs/train.py --config jobs/configs/tiny-stage1.toml --cache runs/cache \
-	    --annotations runs/world/train_videos.jsonl runs/world/train_images.jsonl --out runs/stage1 \
-	    --num-workers 2 --on-existing resume
-	$(BIN)/python jobs/train.py --config jobs/configs/tiny-stage2-images.toml --cache runs/cache \
-	    --annotations runs/world/train_images.jsonl --out runs/stage2-images --init-from runs/stage1/model \
-	    --num-workers 2 --on-existing resume
+	    --annotations runs/world/train_videos.jsonl --out runs/stage1 --num-workers 2 --on-existing resume
 	$(BIN)/python jobs/train.py --config jobs/configs/tiny-stage2.toml --cache runs/cache \
 	    --annotations runs/world/train_videos.jsonl runs/world/train_images.jsonl --out runs/stage2 \
-	    --eval-annotations runs/world/val_videos.jsonl --init-from runs/stage2-images/model \
+	    --eval-annotations runs/world/val_videos.jsonl --init-from runs/stage1/model \
 	    --num-workers 2 --on-existing resume
 	$(BIN)/python jobs/evaluate.py --model runs/stage2/model --cache runs/cache --answers choices \
 	    --data runs/world/test_videos.jsonl runs/world/test_images.jsonl --out runs/evaluation --on-existing resume

@@ -28,7 +28,6 @@ CONFIG_OF_RECIPE: dict[str, type] = {
     "tiny-image-llm-asked": ImageLLMTrainConfig,
     "tiny-stage1": TrainConfig,
     "tiny-stage2": TrainConfig,
-    "tiny-stage2-images": TrainConfig,
     "tiny-world": WorldConfig,
 }
 

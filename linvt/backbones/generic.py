@@ -87,7 +87,9 @@ class GenericBackbone(nn.Module):
 
     def _encode_batch(self, frames: np.ndarray) -> tuple[Tensor, tuple[int, int] | None]:
         processor = self.processor.image_processor
-        options = {name: value for name, value in _ONE_TILE.items() if hasattr(processor, name)}
+        options: dict[str, Any] = {name: value for name, value in _ONE_TILE.items() if hasattr(processor, name)}
+        if frames.shape[1] <= 4:  # Without being told, it would take so few rows of pixels for colour channels.
+            options["input_data_format"] = "channels_last"
         inputs = processor(images=list(frames), return_tensors="pt", **options)
         inputs = {
             k: (v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device))

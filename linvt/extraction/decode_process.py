@@ -3,6 +3,7 @@
 The two sides talk over a socket: messages are JSON and plain arrays, never pickles.
 
     parent                                  child (`python -m linvt.extraction.decode_process FD PARENT BYTES`)
+                                           <-  {"alive"}, once it can serve
     {"uri", "max_side", "max_candidates"}  ->
                                            <-  {"chunk": shape} + uint8 frames of the detector, or {"alive"}, repeated
                                            <-  {"read": facts} + float64 times + int64 candidates, or {"failed": …}
@@ -31,6 +32,8 @@ from linvt.extraction.reading import MediaRead, Unreadable, read_media
 from linvt.video import MediaInfo
 
 _SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
+# On a busy machine a child's imports can take longer than an impatient caller grants an input, and no input is to blame.
+_START_TIMEOUT_S = 120.0
 
 
 class DecoderDied(Exception):
@@ -119,6 +122,7 @@ class DecodeProcess:
                     # The modules that this process found must be those that the child finds.
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 )
+            self._bytes(max(self._stall_timeout_s, _START_TIMEOUT_S))
         return self._connection
 
     def _take(self, indices: np.ndarray) -> np.ndarray:
@@ -127,20 +131,20 @@ class DecodeProcess:
         return self._array(np.uint8, self._received()["frames"])
 
     def _received(self) -> dict[str, Any]:
-        return json.loads(self._bytes())
+        return json.loads(self._bytes(self._stall_timeout_s))
 
     def _array(self, dtype: Any, shape: list[int]) -> np.ndarray:
-        return np.frombuffer(self._bytes(), dtype).reshape(shape)
+        return np.frombuffer(self._bytes(self._stall_timeout_s), dtype).reshape(shape)
 
-    def _bytes(self) -> bytes:
+    def _bytes(self, timeout_s: float) -> bytes:
         assert self._connection is not None
         try:
-            if self._connection.poll(self._stall_timeout_s):
+            if self._connection.poll(timeout_s):
                 return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._death() from error
         self.close()
-        raise DecoderDied("DecoderStalled", f"no sign of life for {self._stall_timeout_s:g} s; the process was ended")
+        raise DecoderDied("DecoderStalled", f"no sign of life for {timeout_s:g} s; the process was ended")
 
     def _death(self) -> DecoderDied:
         assert self._process is not None
@@ -254,6 +258,7 @@ def main(descriptor: int, parent: int, memory_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory(memory_bytes)
     with Connection(descriptor) as connection:
+        _send(connection, {"alive": True})
         _serve(connection)
 
 

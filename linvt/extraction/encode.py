@@ -14,16 +14,27 @@ from linvt.extraction.identity import FeatureSpec
 from linvt.extraction.rows import VideoRow
 from linvt.shards.sample import SampleInfo, tokens_to_bytes
 
+# Image processors may refuse pictures that are thinner (beyond 200:1 in Qwen's) or smaller than a patch.
+_THIN_ASPECT, _SMALL_SIDE = 50, 32
+
 
 def encode_input(
     row: VideoRow, frames: np.ndarray, backbone: Backbone, spec: FeatureSpec, *, batch_size: int, device: str
 ) -> tuple[VideoRow, bytes | None, bytes | None]:
     """(row, info JSON, tokens safetensors) of an input's frames, uint8 [T, H, W, 3].
 
-    Batches are made inside the video and padded to `batch_size`. Tokens that are not finite quarantine the input.
+    Batches are made inside the video and padded to `batch_size`. Frames of a shape that the image-LLM refuses, and tokens
+    that are not finite, quarantine the input.
     """
     started = time.perf_counter()
-    encoded = backbone.encode_frames(frames, batch_size=batch_size)
+    try:
+        encoded = backbone.encode_frames(frames, batch_size=batch_size)
+    except ValueError as error:
+        _, height, width, _ = frames.shape
+        if min(height, width) >= _SMALL_SIDE and max(height, width) <= _THIN_ASPECT * min(height, width):
+            raise  # What is refused is not the shape of these frames.
+        message = f"the image-LLM takes no frames of {width}x{height}: {error}"
+        return row.quarantined("encode", "FramesRefused", message), None, None
     tokens_TNC = encoded.tokens.cpu()
     row = replace(row, device=device, encode_s=time.perf_counter() - started)
     if not torch.isfinite(tokens_TNC).all():

@@ -1,9 +1,8 @@
 """What earlier runs left at OUT: going on with it, removing it, and closing an extraction that is complete."""
 
 import io
-import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -42,6 +41,7 @@ logger = logging.getLogger(__name__)
 # Records and rows are small files, and on an object store each is a round trip.
 _READERS = 16
 _SHARDS_IN_A_ROW_GROUP = 128
+_ROW_GROUP_BYTES = 64 << 20
 
 
 def existing_extraction(storage: Storage) -> tuple[Extraction, Plan] | None:
@@ -154,13 +154,25 @@ def finish_extraction(storage: Storage, plan: Plan, shards: Mapping[int, Committ
             f"{min(undecided)}. Run again with --on-existing resume"
         )
     with storage.open_atomic(VIDEOS) as file, pq.ParquetWriter(file, VIDEOS_SCHEMA) as writer:
-        tables = read_ahead(partial(_rows_of, storage), sorted(plan.shards), depth=4 * _READERS, threads=_READERS)
-        while some := list(itertools.islice(tables, _SHARDS_IN_A_ROW_GROUP)):
-            writer.write_table(pa.concat_tables(some))
+        tables = read_ahead(partial(_rows_of, storage), sorted(plan.shards), depth=_READERS, threads=_READERS)
+        for group in _row_groups(tables):
+            writer.write_table(group)
     write_report(storage, num_shards=len(shards), shard_bytes=sum(one.tar_size_bytes for one in shards.values()))
     # Last: whoever can open the index finds everything else.
     records = read_ahead(partial(_reconciled, storage, plan), sorted(plan.shards), depth=4 * _READERS, threads=_READERS)
     write_index(storage, records)
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Neighbouring tables joined: few groups for many short videos, and no large ones for long videos."""
+    group: list[pa.Table] = []
+    for table in tables:
+        group.append(table)
+        if len(group) == _SHARDS_IN_A_ROW_GROUP or sum(one.nbytes for one in group) > _ROW_GROUP_BYTES:
+            yield pa.concat_tables(group)
+            group = []
+    if group:
+        yield pa.concat_tables(group)
 
 
 def _rows_of(storage: Storage, shard: int) -> pa.Table:

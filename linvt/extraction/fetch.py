@@ -2,11 +2,15 @@
 
 import errno
 import hashlib
+import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -16,7 +20,22 @@ _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.
 
 def names_no_file(error: OSError) -> bool:
     """Whether an error says that a path leads to no readable file, so that trying again is in vain."""
-    return error.errno in _NO_SUCH_FILE or isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
+    known = FileNotFoundError | IsADirectoryError | PermissionError | NotARegularFileError
+    return error.errno in _NO_SUCH_FILE or isinstance(error, known)
+
+
+class NotARegularFileError(OSError):
+    """A pipe, a device or a socket: reading it could block or go on for ever, and it cannot be read twice."""
+
+
+def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of `uri`, and the path on it.
+
+    A path of this machine is taken as it is. fsspec would take "::" in it for a chain of filesystems, and open what
+    stands before.
+    """
+    path = uri.removeprefix("file://")
+    return (LocalFileSystem(), path.rstrip("/") or "/") if path.startswith("/") else url_to_fs(uri)
 
 
 @contextmanager
@@ -25,10 +44,10 @@ def local_copy(uri: str, alive: Callable[[], None] = lambda: None) -> Iterator[t
 
     `alive` is called while bytes arrive. Raises OSError; see `names_no_file`.
     """
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     digest = hashlib.sha256()
     if isinstance(filesystem, LocalFileSystem):
-        with open(path, "rb") as file:
+        with _open_local(path) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 alive()
@@ -45,6 +64,16 @@ def local_copy(uri: str, alive: Callable[[], None] = lambda: None) -> Iterator[t
 
 def content_sha256(uri: str) -> str:
     """The sha256 of the bytes at `uri`; raises what `local_copy` raises."""
-    filesystem, path = url_to_fs(uri)
-    with filesystem.open(path, "rb") as file:
+    filesystem, path = filesystem_of(uri)
+    with _open_local(path) if isinstance(filesystem, LocalFileSystem) else filesystem.open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+
+
+def _open_local(path: str) -> BinaryIO:
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise FileNotFoundError(errno.ENOENT, f"no file can have this name ({error})", path) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a folder is an error already
+        raise NotARegularFileError(errno.EINVAL, "a pipe, device or socket; expected a regular file", path)
+    return open(path, "rb")

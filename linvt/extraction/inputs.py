@@ -18,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from linvt.extraction.fetch import names_no_file
+from linvt.extraction.fetch import filesystem_of, names_no_file
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported, which no type checker sees
 
@@ -124,7 +123,7 @@ def list_inputs(videos: str, media_root: str | None = None) -> Listing:
 
 
 def _open(uri: str) -> tuple[AbstractFileSystem, str]:
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     return filesystem, path.rstrip("/") or path
 
 
@@ -141,8 +140,8 @@ def _info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
     # fsspec gives a link's own modification time, which stays when the file behind it changes.
     try:
         stat = os.stat(path)
-    except OSError as error:
-        if not names_no_file(error):
+    except (OSError, ValueError) as error:  # A ValueError where no file can have such a name.
+        if isinstance(error, OSError) and not names_no_file(error):
             raise
         return {"type": "file", "size": None, "mtime": None}
     return {"type": "file", "size": stat.st_size, "mtime": stat.st_mtime_ns}
@@ -251,7 +250,11 @@ def _media_file(filesystem: AbstractFileSystem, path: str, video_id: str, info: 
 
 def _readable(name: str) -> str:
     """Itself, or, if it isn't UTF-8, with its odd bytes as \\xNN: no file has that name, so its row is quarantined."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        raw = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # Half a character, which JSON can spell and no file name can hold.
+        raw = name.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def modification(info: dict[str, Any]) -> str | None:

@@ -209,7 +209,7 @@ def _times(stages: dict[str, _StageTime]) -> Iterator[str]:
         )
     yield (
         "</tbody></table></div>\n<p>Seconds are summed over all workers. The last column is for videos alone: images "
-        "last no time. Inputs that a stage failed on are not in its seconds.</p></section>\n"
+        "last no time. Inputs that could not be decoded are in none of these.</p></section>\n"
     )
 
 

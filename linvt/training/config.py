@@ -25,7 +25,6 @@ SAME_ON_RESUME = (
     "linvt_word_matched_start",
     "visits_per_batch",
     "turns_per_visit",
-    "images_as_videos",
     "window_shards",
     "steps",
     "epochs",
@@ -79,9 +78,6 @@ class TrainConfig:
     """Samples of one optimizer step over all workers; a sample is one visit to a video with some of its questions."""
     turns_per_visit: int = 5
     """Most question-answer pairs of one visit (stage 2); a video with more of them is visited more often per epoch."""
-    images_as_videos: bool = False
-    """Send images through LinVT too, as videos of one frame, whose answers the LLM knows already; not shown to help.
-    In stage 2 that comes on top of the way past LinVT, which answering takes."""
     window_shards: int = 16
     """Neighbouring shards (in an epoch's random order of shards) whose samples are shuffled together."""
     max_left_out_share: float = 0.0

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -21,8 +21,6 @@ class PlannedVisit:
     key: str
     turns: tuple[Turn, ...]
     caption: str | None = None
-    as_video: bool = False
-    """An image that goes through LinVT as a video of one frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +49,9 @@ class VisitSet:
 
     @property
     def is_image(self) -> np.ndarray:
-        """bool [S]: images that go past LinVT."""
+        """bool [S]: images go past LinVT."""
         kinds = self.cache.index["kind"].to_pylist()
-        rows = zip(self._rows(), self.visits, strict=True)
-        return np.array([kinds[row] == "image" and not visit.as_video for row, visit in rows])
+        return np.array([kinds[row] == "image" for row in self._rows()])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -75,10 +72,7 @@ class VisitSet:
     def load(self, number: int) -> Visit:
         """Visit `number` with its frame tokens, read from the cache."""
         visit = self.visits[number]
-        media = self.cache.get(visit.key)
-        if visit.as_video:
-            media = replace(media, kind="video")
-        return Visit(video=media, turns=visit.turns, caption=visit.caption)
+        return Visit(video=self.cache.get(visit.key), turns=visit.turns, caption=visit.caption)
 
     def _rows(self) -> np.ndarray:
         row_of_key = {key: row for row, key in enumerate(self.cache.keys)}
@@ -94,15 +88,13 @@ def plan_visits(
     *,
     stage: Literal[1, 2],
     turns_per_visit: int,
-    images_as_videos: bool = False,
     media_prefix: str = "",
     max_left_out_share: float = 0.0,
 ) -> VisitSet:
     """Join annotations with a cache: which video is visited with which questions.
 
     Rows about one video are taken together. Stage 1 makes a visit of every caption, stage 2 of every
-    `turns_per_visit` questions. Images go past LinVT, so stage 1, in which nothing else trains, leaves them out. With
-    `images_as_videos` both stages visit them as videos of one frame, stage 2 besides the way past LinVT. Raises
+    `turns_per_visit` questions. Images go past LinVT, so stage 1, in which nothing else trains, leaves them out. Raises
     ValueError where more than `max_left_out_share` of the other media have to be left out, nothing is left, or a row
     and the cache disagree about what is an image.
     """
@@ -129,16 +121,14 @@ def plan_visits(
         row = row_of_key[key]
         if kinds[row] != kind:
             raise ValueError(f"{media_id}: annotated as {kind}, but the cache holds {kinds[row]} tokens of it")
-        as_video = images_as_videos and kind == "image"
-        if stage == 1 and kind == "image" and not as_video:
+        if stage == 1 and kind == "image":
             left_out.append(LeftOut(media_id=media_id, reason="an image, in stage 1"))
             continue
         if stage == 1:
-            new = [_caption_visit(key, caption, as_video) for caption in captions]
+            new = [_caption_visit(key, caption) for caption in captions]
         else:
             chunks = [tuple(turns[i : i + turns_per_visit]) for i in range(0, len(turns), turns_per_visit)]
-            ways = (False, True) if as_video else (False,)
-            new = [PlannedVisit(key=key, turns=chunk, as_video=way) for chunk in chunks for way in ways]
+            new = [PlannedVisit(key=key, turns=chunk) for chunk in chunks]
         if not new:
             left_out.append(LeftOut(media_id=media_id, reason="no caption" if stage == 1 else "no question"))
         visits += [(row, visit) for visit in new]
@@ -147,9 +137,9 @@ def plan_visits(
     return VisitSet(cache, tuple(visit for _, visit in visits), tuple(left_out))
 
 
-def _caption_visit(key: str, caption: str, as_video: bool) -> PlannedVisit:
+def _caption_visit(key: str, caption: str) -> PlannedVisit:
     turn = Turn(question=CAPTION_INSTRUCTION, answer=caption)
-    return PlannedVisit(key=key, turns=(turn,), caption=caption, as_video=as_video)
+    return PlannedVisit(key=key, turns=(turn,), caption=caption)
 
 
 def _check_left_out(left_out: list[LeftOut], num_media: int, max_share: float, cache: Cache, media_prefix: str) -> None:

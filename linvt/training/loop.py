@@ -204,7 +204,7 @@ def train(config: TrainConfig, context: TrainContext) -> None:
 
 def load_visits(config: TrainConfig) -> VisitSet:
     """The run's samples. Raises ValueError as `plan_visits` does."""
-    return _load_visits(config, config.cache, config.annotations, images_as_videos=config.images_as_videos)
+    return _load_visits(config, config.cache, config.annotations)
 
 
 def load_held_out_visits(config: TrainConfig) -> VisitSet | None:
@@ -214,9 +214,7 @@ def load_held_out_visits(config: TrainConfig) -> VisitSet | None:
     return _load_visits(config, config.eval_cache or config.cache, config.eval_annotations)
 
 
-def _load_visits(
-    config: TrainConfig, cache_uri: str, annotations: tuple[str, ...], *, images_as_videos: bool = False
-) -> VisitSet:
+def _load_visits(config: TrainConfig, cache_uri: str, annotations: tuple[str, ...]) -> VisitSet:
     cache = read_cache(cache_uri)
     one_token_count(cache)
     return plan_visits(
@@ -224,7 +222,6 @@ def _load_visits(
         read_annotations(annotations, config.format),
         stage=config.stage,
         turns_per_visit=config.turns_per_visit,
-        images_as_videos=images_as_videos,
         media_prefix=config.media_prefix,
         max_left_out_share=config.max_left_out_share,
     )

@@ -1,10 +1,13 @@
 """One streaming pass over a video: every frame for the shot detector, its time, and candidates for the encoder."""
 
 import contextlib
+import errno
 import itertools
+import os
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO, cast
@@ -18,7 +21,7 @@ from av.video.stream import VideoStream
 
 from linvt.video.candidates import CandidateCollector
 from linvt.video.clock import PresentationClock
-from linvt.video.geometry import DETECTOR_SCALER, PICTURE_SCALER, Orientation, PictureRenderer, fit
+from linvt.video.geometry import DETECTOR_SCALER, PICTURE_SCALER, Orientation, PictureRenderer, displayed_width, fit
 from linvt.video.image import decode_image, is_image
 from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH, DecodedVideo, MediaError, MediaInfo
 
@@ -26,6 +29,8 @@ _READ_SIZE_BYTES = 1 << 20
 # Detector frames are handed on at least this often, so that slow decoding can be told from none.
 _CHUNK_FRAMES = 250
 _CHUNK_S = 1.0
+# Up to here float seconds tell microseconds apart, and int64 nanoseconds do not overflow.
+_LATEST_S = 1e9
 _NO_DETECTOR_FRAMES = np.zeros((0, DETECTOR_HEIGHT, DETECTOR_WIDTH, 3), np.uint8)
 
 
@@ -55,7 +60,7 @@ def stream_video(
     - Stream: the first video stream that is not an attached picture (cover art).
     - Damage: packets that the decoder refuses are skipped and counted (`info.num_bad_packets`); where the container
       itself becomes unreadable, decoding ends with the frames before. If no frame is left, or fewer frames than bad
-      packets, the media is bad.
+      packets, the media is bad. So it is if its times lead further than 30 years (see `PresentationClock` for less).
     - Size and upright position come from the first frame; later ones are stretched to it.
 
     Args:
@@ -110,8 +115,7 @@ def _decode_stream(
             raise MediaError("decode", "NoFrames", f"no frame could be decoded; {packets.problem}")
 
         orientation = Orientation.of(first)
-        aspect = float(stream.sample_aspect_ratio or 1)
-        width, height = orientation.swap(max(1, round(first.width * aspect)), first.height)
+        width, height = orientation.swap(displayed_width(first.width, stream.sample_aspect_ratio), first.height)
         detector_view = PictureRenderer(DETECTOR_WIDTH, DETECTOR_HEIGHT, orientation, DETECTOR_SCALER)
         encoder_view = PictureRenderer(*fit(width, height, max_side), orientation, PICTURE_SCALER)
         collector = CandidateCollector(max_candidates, encoder_view)
@@ -137,6 +141,9 @@ def _decode_stream(
                 "MostlyCorrupt",
                 f"{packets.num_bad} packets could not be decoded, only {num_frames} frames could; {packets.problem}",
             )
+        if clock.end_s > _LATEST_S:
+            message = f"{num_frames} frames in {clock.end_s:.3g} s; expected less than {_LATEST_S:.0g} s, 30 years"
+            raise MediaError("decode", "AbsurdTimestamps", message)
         info = MediaInfo(
             kind="video",
             container=container.format.name,
@@ -162,7 +169,7 @@ def _decode_stream(
 def _opened(file: BinaryIO) -> InputContainer:
     # Without its name, so that the content alone decides on the format; without protocols, so that no playlist can
     # make the decoder open another file or address.
-    nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
+    nameless = SimpleNamespace(read=file.read, seek=partial(_seek, file), tell=file.tell)
     options = {"protocol_whitelist": ""}
     try:
         container = av.open(
@@ -173,6 +180,16 @@ def _opened(file: BinaryIO) -> InputContainer:
         raise
     except av.error.FFmpegError as error:
         raise MediaError("open", type(error).__name__, _describe(error)) from error
+
+
+def _seek(file: BinaryIO, offset: int, whence: int = os.SEEK_SET) -> int:
+    """Damaged media send FFmpeg to where no file reaches; like its own files, ours then answers with an error code."""
+    try:
+        return file.seek(offset, whence)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        return -errno.EINVAL
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -193,13 +210,19 @@ class _PacketReader:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self._container = container
         self._stream = stream
-        self.num_bad = 0
-        self.problem = "the stream has no packets"
+        self._num_packets = self.num_bad = 0
+        self._last_problem = "without an error"
+
+    @property
+    def problem(self) -> str:
+        """What can be said of missing frames."""
+        return f"{self._num_packets} packets were read, {self._last_problem}"
 
     def frames(self) -> Iterator[av.VideoFrame]:
         for packet in self._packets():
             # An empty packet stands for "as before" (AVI); to the decoder it would mean the end of the stream.
             if packet.size > 0:
+                self._num_packets += 1
                 yield from self._decode(packet)
         yield from self._decode(None)
 
@@ -228,7 +251,7 @@ class _PacketReader:
 
     def _count(self, error: av.error.FFmpegError) -> None:
         self.num_bad += 1
-        self.problem = f"last problem: {type(error).__name__}: {_describe(error)}"
+        self._last_problem = f"the last problem: {type(error).__name__}: {_describe(error)}"
 
 
 def _describe(error: av.error.FFmpegError) -> str:

@@ -1,6 +1,7 @@
 """From coded to displayed pixels: sample aspect ratio, the display matrix's turns and mirrors, the encoder's size."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -11,6 +12,8 @@ DETECTOR_SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpola
 """What `ffmpeg -s 48x27 -pix_fmt rgb24` does, which TransNetV2's frames were made with."""
 PICTURE_SCALER = DETECTOR_SCALER | Interpolation.FULL_CHR_H_INT
 """Rounds colours right; without the last flag they come out 1 to 2 levels too dark (of 255, measured)."""
+
+_MAX_SAMPLE_ASPECT = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +30,10 @@ class Orientation:
     def of(cls, frame: av.VideoFrame) -> "Orientation":
         """From the frame's display matrix; other angles than quarter turns go to the nearest one."""
         rotation_deg = round(frame.rotation / 90) * 90
-        rotation_deg = 180 if rotation_deg == -180 else rotation_deg
+        if rotation_deg == -180:
+            rotation_deg = 180
+        elif rotation_deg not in _QUARTER_TURNS:
+            rotation_deg = 0  # A matrix of zeros, as careless muxers write it, has no angle; PyAV gives a wild number.
         try:
             matrix = frame.side_data.get("DISPLAYMATRIX")
         except ValueError:
@@ -76,6 +82,13 @@ _EXIF_ORIENTATIONS: dict[object, Orientation] = {
     7: Orientation(transpose=True, mirror_x=True, mirror_y=True, rotation_deg=90),
     8: Orientation(**_QUARTER_TURNS[90], rotation_deg=90),
 }
+
+
+def displayed_width(width: int, sample_aspect: Fraction | None) -> int:
+    """The width in pixels as high as they are wide. Nothing is filmed beyond 16:1, so that is taken for damage."""
+    if sample_aspect is None or not 1 / _MAX_SAMPLE_ASPECT <= sample_aspect <= _MAX_SAMPLE_ASPECT:
+        return width
+    return max(1, round(width * sample_aspect))
 
 
 def fit(width: int, height: int, max_side: int) -> tuple[int, int]:

@@ -34,7 +34,7 @@ def decode_image(file: BinaryIO, *, max_side: int) -> DecodedVideo:
     except UnidentifiedImageError as error:
         raise MediaError("open", "UnidentifiedImageError", "begins like an image but has no readable header") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError("open", type(error).__name__, str(error)) from error
+        raise MediaError("open", "DecompressionBombError", str(error)) from error
     except (OSError, SyntaxError, ValueError) as error:
         # Pillow reports broken pixels as OSError without errno; one with errno is the storage's.
         if isinstance(error, OSError) and error.errno is not None:

@@ -52,6 +52,14 @@ def test_frame_tokens_do_not_depend_on_how_many_frames_come_along(whole, frames)
     assert torch.equal(together[4:], whole.encode_frames(frames[4:], batch_size=2).tokens)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 64), (3, 3), (3, 64), (4, 4)])
+def test_few_rows_of_pixels_are_not_taken_for_channels(whole, height, width):
+    red = np.zeros((1, height, width, 3), np.uint8)
+    red[..., 0] = 255
+    large = np.broadcast_to(red[:, :1, :1], (1, 64, 64, 3))
+    assert torch.equal(whole.encode_frames(red).tokens, whole.encode_frames(large).tokens)
+
+
 def test_spliced_frame_tokens_give_the_models_own_image_logits(directory, whole, frames):
     """Embedding text around our frame tokens must be what the model itself does with pixels and a prompt."""
     model = AutoModelForImageTextToText.from_pretrained(directory).eval()

@@ -1,6 +1,7 @@
 """A decoder may crash, hang or eat memory: the process that asked goes on, and the next input is none the worse."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -53,7 +54,18 @@ def test_errors_arrive_as_they_are(process, tmp_path):
         drained(process(str(tmp_path / "empty.mp4"), 48, 16))
     assert (raised.value.stage, raised.value.error_class) == ("open", "EmptyFile")
     assert raised.value.size_bytes == 0
-    for path, error_class in ((tmp_path / "gone.mp4", "FileNotFoundError"), (tmp_path, "IsADirectoryError")):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless.mp4").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket"))
+    for path, error_class in {
+        tmp_path / "gone.mp4": "FileNotFoundError",
+        tmp_path / "a\0b.mp4": "FileNotFoundError",
+        tmp_path: "IsADirectoryError",
+        tmp_path / "pipe": "NotARegularFileError",
+        tmp_path / "endless.mp4": "NotARegularFileError",
+        tmp_path / "socket": "NotARegularFileError",
+    }.items():
         with pytest.raises(Unreadable) as raised:
             drained(process(str(path), 48, 16))
         assert (raised.value.stage, raised.value.error_class, raised.value.sha256) == ("fetch", error_class, None)
@@ -91,13 +103,14 @@ def test_a_reader_that_stops_half_way_leaves_no_stale_answer(process, tmp_path):
 
 
 def test_a_hanging_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "wish").write_text("hang")
     script = (
-        "import sys; from linvt.extraction.decode_process import DecodeProcess\n"
-        "process = DecodeProcess(stall_timeout_s=600, memory_mb=1024); process._started()\n"
+        "import sys; from tests.extraction.test_decode_process import HostileProcess\n"
+        "process = HostileProcess(stall_timeout_s=600, memory_mb=1024); process._started()\n"
         "print(process._process.pid, flush=True); next(process(sys.argv[1], 48, 16))"
     )
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "pipe")], stdout=subprocess.PIPE) as parent:
+    command = [sys.executable, "-c", script, str(tmp_path / "wish")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert Path(f"/proc/{child}").exists()

@@ -287,6 +287,7 @@ def test_foreign_text_is_cut_escaped_and_kept_in_its_place(tmp_path):
     shown = page.tables[-1][1][3]
     assert shown.startswith(r"<!-- </td> \x00\x1b[31m\r\n\u2066\u2028\x85 & &amp; " + "\"'éé")
     assert shown.endswith(f"é… ({len(message) - 400} more characters)")
+    assert shown.count("é") == 500 - (len(message) - 400)
     assert page.tables[-1][1][2] == "<i>Class</i>"
     assert "<u>" in page.cards[0].facts
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -91,6 +91,14 @@ def test_predictions_are_reproducible_and_own_to_the_video(detector: TransNetV2D
     assert (first.dtype, first.shape) == (np.float32, (22,))
 
 
+@pytest.mark.parametrize("size", [1, 97, 250])
+def test_frames_that_come_in_chunks_give_the_same_bits(detector: TransNetV2Detector, size: int) -> None:
+    frames = moving_scenes([120, 130, 45], seed=7)
+    chunks = (frames[start : start + size] for start in range(0, len(frames), size))
+    np.testing.assert_array_equal(detector.predict_stream(chunks), detector.predict(frames))
+    assert detector.predict_stream([]).shape == (0,)
+
+
 def test_cuts_at_the_edge_between_windows_are_found(detector: TransNetV2Detector) -> None:
     """250 frames are one window's share: the second cut is the first frame of the second window's."""
     shots = shots_from_probabilities(detector.predict(moving_scenes([120, 130, 15], seed=6)))

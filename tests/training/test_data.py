@@ -130,25 +130,6 @@ def test_images_are_visits_of_stage_2(tmp_path):
         plan_visits(read_cache(mixed.cache), rows[3:], stage=1, turns_per_visit=5)
 
 
-def test_images_can_go_through_linvt_as_videos_of_one_frame(tmp_path):
-    mixed = write_inputs(tmp_path, num_videos=3, num_images=2)
-    cache, rows = read_cache(mixed.cache), list(read_annotations([mixed.annotations], "linvt"))
-    second = plan_visits(cache, rows, stage=2, turns_per_visit=5, images_as_videos=True)
-    assert sorted(second.is_image) == [False] * 5 + [True] * 2
-    assert sorted(second.lengths[~second.is_image]) == [1, 1, 3, 4, 5]
-    batch = collate([second.load(n) for n in range(7)], load_backbone(mixed.backbone, parts=("llm",)))
-    assert len(batch.tokens) == 5
-    assert sorted(batch.frame_mask.sum(-1).tolist()) == [1, 1, 3, 4, 5]
-    (through, *_) = [tokens[0] for tokens, mask in zip(batch.tokens, batch.frame_mask) if mask.sum() == 1]
-    assert any(torch.equal(through, past) for past in batch.images)
-
-    first = plan_visits(cache, rows, stage=1, turns_per_visit=5, images_as_videos=True)
-    assert (len(first), len(first.left_out)) == (5, 0)
-    assert not first.is_image.any()
-    plain = plan_visits(cache, rows, stage=2, turns_per_visit=5)
-    assert plain.fingerprint != second.fingerprint
-
-
 def test_frames_of_unlike_token_counts_are_refused(tmp_path):
     save_cache(tmp_path, {"a": torch.zeros(2, 4, 8), "b": torch.zeros(2, 6, 8)})
     with pytest.raises(ValueError, match=r"2 different token counts \(\[4, 6\]"):
