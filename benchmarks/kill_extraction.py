@@ -51,7 +51,9 @@ def main() -> None:
             kills = run_with_kills(corpus, out, rng, length_s, tally, options.kills)
             found = digests(out)
             different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            print(f"run {runs}: {kills} kills, {'identical' if not different else f'DIFFERENT: {different}'}", flush=True)
+            print(
+                f"run {runs}: {kills} kills, {'identical' if not different else f'DIFFERENT: {different}'}", flush=True
+            )
             if different:
                 sys.exit(1)
             runs += 1

@@ -26,6 +26,7 @@ from linvt.video.image import decode_image, is_image
 from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH, DecodedVideo, MediaError, MediaInfo
 
 _READ_SIZE_BYTES = 1 << 20
+_FARTHEST_BYTES = 1 << 43  # ext4 ends at twice that
 # Detector frames are handed on at least this often, so that slow decoding can be told from none.
 _CHUNK_FRAMES = 250
 _CHUNK_S = 1.0
@@ -183,13 +184,9 @@ def _opened(file: BinaryIO) -> InputContainer:
 
 
 def _seek(file: BinaryIO, offset: int, whence: int = os.SEEK_SET) -> int:
-    """Damaged media send FFmpeg to where no file reaches; like its own files, ours then answers with an error code."""
-    try:
-        return file.seek(offset, whence)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        return -errno.EINVAL
+    """Damaged media send FFmpeg to where no file reaches. File systems differ in how far they go along before they
+    raise an error, which would pass for a storage fault; we refuse by FFmpeg's own code, at one point for all."""
+    return -errno.EINVAL if offset > _FARTHEST_BYTES else file.seek(offset, whence)
 
 
 def _video_stream(container: InputContainer) -> VideoStream:

@@ -1,9 +1,11 @@
 import json
 import os
+from hashlib import sha256
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from linvt.extraction.fetch import content_sha256
 from linvt.extraction.inputs import list_inputs
 
 MEDIA = ["a/b/c.webm", "a/pic.JPG", "a/z.MKV", "b.mp4", "e é.mp4"]
@@ -139,6 +141,26 @@ def test_a_name_that_is_not_utf8_is_an_input_that_no_file_has(tmp_path):
     [media] = list_inputs(str(tmp_path))
     assert media.video_id == r"bad\xff.mp4"
     assert not os.path.exists(media.uri)
+
+
+def test_two_colons_in_a_name_mean_nothing(tmp_path):
+    (tmp_path / "a::b").mkdir()
+    for name in ("a", "a::b.mp4", "a::b/c::d.mp4"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "list.txt").write_text(f"a::b.mp4\n{tmp_path}/a::b/c::d.mp4\nfile://{tmp_path}/a::b/c::d.mp4\n")
+    for videos in (str(tmp_path / "list.txt"), str(tmp_path), f"{tmp_path}/**/*.mp4"):
+        inputs = list_inputs(videos)
+        assert [(m.video_id, m.size_bytes) for m in inputs] == [("a::b.mp4", 8), ("a::b/c::d.mp4", 13)]
+        assert [content_sha256(m.uri) for m in inputs] == [sha256(m.video_id.encode()).hexdigest() for m in inputs]
+    assert _ids(list_inputs(str(tmp_path / "a::b"))) == ["c::d.mp4"]
+
+
+def test_names_that_no_file_can_have_are_inputs_too(tmp_path):
+    (tmp_path / "list.jsonl").write_text(r'{"media": "nul\u0000.mp4"}' + "\n" + r'{"media": "half \ud83d.mp4"}')
+    assert [(m.video_id, m.size_bytes) for m in list_inputs(str(tmp_path / "list.jsonl"))] == [
+        (r"half \ud83d.mp4", None),
+        ("nul\0.mp4", None),
+    ]
 
 
 def test_links_to_nothing_are_inputs_too(tmp_path):

@@ -105,6 +105,46 @@ def test_a_file_that_vanished_is_a_row(tmp_path):
     assert (row.status, row.stage, row.error_class) == ("quarantined", "fetch", "FileNotFoundError")
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        # Shots of 10 and 30 frames at 10 frames/s, every frame a candidate.
+        ({"sampling": "shots", "num_frames": 4}, [2, 7, 17, 32]),
+        ({"sampling": "shots", "num_frames": 2}, [5, 25]),
+        ({"sampling": "uniform", "num_frames": 4}, [5, 15, 25, 35]),
+        ({"sampling": "uniform", "num_frames": 2}, [10, 30]),
+        ({"sampling": "fps", "fps": 0.5, "num_frames": 8}, [10, 30]),
+        ({"sampling": "fps", "fps": 0.51, "num_frames": 8}, [6, 20, 33]),
+        ({"sampling": "fps", "fps": 100.0, "num_frames": 2}, [10, 30]),
+        ({"sampling": "fps", "fps": 0.001, "num_frames": 8}, [20]),
+    ],
+)
+def test_which_frames_are_kept(tmp_path, changes, kept):
+    path = write_video(tmp_path / "a.mp4", shot_lengths=(10, 30), fps=10)
+    [planned] = make_plan(list_inputs(str(path)), 4).rows
+    spec = replace(SPEC, max_candidates=64, **changes)
+    row, frames = decode_input(planned, _CutAt(10), spec)
+    assert row.shots == [[0, 10], [10, 40]]
+    assert row.kept_frames == kept
+    assert frames is not None
+    assert len(frames) == len(kept)
+
+
+class _CutAt:
+    """A detector that knows where the cut is."""
+
+    name, fingerprint = "cut", "cut"
+
+    def __init__(self, first_frame: int) -> None:
+        self._last = first_frame - 1
+
+    def predict(self, frames: np.ndarray) -> np.ndarray:
+        return (np.arange(len(frames)) == self._last).astype(np.float32)
+
+    def predict_stream(self, chunks) -> np.ndarray:
+        return self.predict(np.concatenate(list(chunks)))
+
+
 @pytest.mark.parametrize("cache_dtype", ["bf16", "int8"])
 def test_encoding_gives_a_sample_that_reads_back(tmp_path, backbone, cache_dtype):
     spec = replace(SPEC, cache_dtype=cache_dtype)

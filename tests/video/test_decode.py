@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from linvt.video import DecodedVideo, MediaError, decode_video
 from tests.video.make_media import number_of, numbered_frames, write_audio, write_video
 
 UNEVEN_MS = [0, 40, 50, 200, 210, 220, 900, 1000, 1001, 1002, 1500, 1600]
+
+
+def overwrite(path: Path, box: bytes, offset: int, content: bytes) -> None:
+    """Puts `content` into the only box of that kind, `offset` bytes behind its name."""
+    before, after = path.read_bytes().split(box)
+    path.write_bytes(before + box + after[:offset] + content + after[offset + len(content) :])
 
 
 def decode_all(source) -> DecodedVideo:
@@ -118,6 +125,21 @@ def test_sample_aspect_ratio_is_applied(tmp_path: Path, name: str, aspect: Fract
     video = decode_video(path, max_side=1000, max_candidates=4)
     assert (video.info.width, video.info.height) == size
     assert video.pool.get([0])[0].shape == (1, size[1], size[0], 3)
+
+
+@pytest.mark.parametrize(("across", "down"), [(2**31 - 1, 1), (1, 65535), (17, 1)])
+def test_an_aspect_that_nothing_has_is_not_believed(tmp_path: Path, across: int, down: int) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered_frames(2), aspect=Fraction(2))
+    overwrite(path, b"pasp", 0, struct.pack(">II", across, down))
+    assert (decode_all(path).info.width, decode_all(path).info.height) == (64, 48)
+
+
+def test_a_display_matrix_of_zeros_turns_nothing(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered_frames(2))
+    overwrite(path, b"tkhd", 44, bytes(36))
+    video = decode_all(path)
+    assert (video.info.width, video.info.height, video.info.rotation_deg) == (64, 48, 0)
+    assert numbers(video) == [0, 1]
 
 
 def test_aspect_and_rotation_together(tmp_path: Path) -> None:
@@ -288,6 +310,18 @@ def test_a_playlist_cannot_open_other_files(tmp_path: Path, monkeypatch: pytest.
         assert len(list(container.decode(video=0))) == 5
     with pytest.raises(MediaError):
         decode_all(path)
+
+
+def test_a_position_that_no_file_reaches_is_no_storage_fault(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.asf", numbered_frames(12), codec="wmv2", container="asf")
+    content = bytearray(path.read_bytes())
+    at = content.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))  # ASF_File_Properties_Object
+    content[at + 16 : at + 24] = struct.pack("<Q", 2**62)  # its size
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="Invalid argument"), path.open("rb") as file:
+        file.seek(2**62)
+    for source in (path, io.BytesIO(content)):
+        assert decode_all(source).info.num_frames == 12
 
 
 class FailingStorage(io.BytesIO):
