@@ -32,7 +32,7 @@ from linvt.extraction.reading import MediaRead, Unreadable, read_media
 from linvt.video import MediaInfo
 
 _SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
-# On a busy machine a child's imports can take longer than an impatient caller grants an input, and no input is to blame.
+# On a busy machine a child's imports can take longer than an impatient caller grants an input, which isn't to blame.
 _START_TIMEOUT_S = 120.0
 
 

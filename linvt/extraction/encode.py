@@ -23,8 +23,8 @@ def encode_input(
 ) -> tuple[VideoRow, bytes | None, bytes | None]:
     """(row, info JSON, tokens safetensors) of an input's frames, uint8 [T, H, W, 3].
 
-    Batches are made inside the video and padded to `batch_size`. Frames of a shape that the image-LLM refuses, and tokens
-    that are not finite, quarantine the input.
+    Batches are made inside the video and padded to `batch_size`. Frames of a shape that the image-LLM refuses, and
+    tokens that are not finite, quarantine the input.
     """
     started = time.perf_counter()
     try:

@@ -9,7 +9,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from linvt.extraction.fetch import content_sha256
+from linvt.extraction.fetch import content_sha256, names_no_file
 from linvt.extraction.identity import Extraction, read_extraction
 from linvt.extraction.inputs import Listing, MediaFile
 from linvt.extraction.plan import Plan, PlannedInput, changed_inputs, read_plan, with_media
@@ -130,7 +130,10 @@ def refresh_media(
         elif media.size_bytes is None:
             continue  # A listed file that is gone: what was made from it stays.
         elif planned.slot in sha256_of_slot:
-            if content_sha256(media.uri) != sha256_of_slot[planned.slot]:
+            sha256 = _sha256(media)
+            if sha256 is None:
+                continue  # What lies there now is no readable file: as good as gone.
+            if sha256 != sha256_of_slot[planned.slot]:
                 replaced.append(planned)
         elif replace(media, uri=planned.media.uri) != planned.media:  # Quarantined, and not just moved.
             replaced.append(planned)
@@ -140,6 +143,16 @@ def refresh_media(
         logger.info("%d files were replaced and are extracted again: %s", len(replaced), names)
     reopened = reopen_shards(storage, plan, shards.keys(), (planned.slot for planned in replaced))
     return with_media(plan, fresh), reopened
+
+
+def _sha256(media: MediaFile) -> str | None:
+    """Of the content, or None where there is no readable file."""
+    try:
+        return content_sha256(media.uri)
+    except OSError as error:
+        if not names_no_file(error):
+            raise
+        return None
 
 
 def finish_extraction(storage: Storage, plan: Plan, shards: Mapping[int, CommittedShard]) -> None:

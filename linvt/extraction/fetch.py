@@ -24,6 +24,13 @@ def names_no_file(error: OSError) -> bool:
     return error.errno in _NO_SUCH_FILE or isinstance(error, known)
 
 
+def error_class(error: OSError) -> str:
+    """What went wrong in a word, also where Python has no class of its own for it."""
+    if error.errno == errno.ELOOP:
+        return "LinkLoopError"
+    return "NameTooLongError" if error.errno == errno.ENAMETOOLONG else type(error).__name__
+
+
 class NotARegularFileError(OSError):
     """A pipe, a device or a socket: reading it could block or go on for ever, and it cannot be read twice."""
 
@@ -56,7 +63,7 @@ def local_copy(uri: str, alive: Callable[[], None] = lambda: None) -> Iterator[t
     with tempfile.NamedTemporaryFile(suffix=Path(path).suffix) as copy, filesystem.open(path, "rb") as remote:
         while chunk := remote.read(_CHUNK_BYTES):
             digest.update(chunk)  # pyright: ignore[reportArgumentType]
-            copy.write(chunk)  # pyright: ignore[reportArgumentType]
+            copy.write(chunk)  # pyright: ignore[reportArgumentType, reportCallIssue]
             alive()
         copy.flush()
         yield Path(copy.name), digest.hexdigest()

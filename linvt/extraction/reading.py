@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from linvt.extraction.fetch import local_copy, names_no_file
+from linvt.extraction.fetch import error_class, local_copy, names_no_file
 from linvt.video import DecodedVideo, MediaError, MediaInfo, stream_video
 
 
@@ -67,7 +67,7 @@ def read_media(
     except OSError as error:
         if not names_no_file(error):
             raise
-        raise Unreadable("fetch", type(error).__name__, str(error)) from error
+        raise Unreadable("fetch", error_class(error), str(error)) from error
     return MediaRead(
         sha256=sha256,
         size_bytes=size_bytes,

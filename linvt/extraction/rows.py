@@ -64,7 +64,7 @@ class VideoRow:
     uri: str
     status: Status = "committed"
     stage: str | None = None
-    """Where a quarantined input failed: "fetch", "decode", "shots" or "encode"."""
+    """Where a quarantined input failed: "fetch", "open", "decode" or "encode"."""
     error_class: str | None = None
     message: str | None = None
     key: str | None = None

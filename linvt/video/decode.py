@@ -30,6 +30,7 @@ _FARTHEST_BYTES = 1 << 43  # ext4 ends at twice that
 # Detector frames are handed on at least this often, so that slow decoding can be told from none.
 _CHUNK_FRAMES = 250
 _CHUNK_S = 1.0
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 # Up to here float seconds tell microseconds apart, and int64 nanoseconds do not overflow.
 _LATEST_S = 1e9
 _NO_DETECTOR_FRAMES = np.zeros((0, DETECTOR_HEIGHT, DETECTOR_WIDTH, 3), np.uint8)
@@ -85,6 +86,8 @@ def stream_video(
         file.seek(0)
         if not head:
             raise MediaError("open", "EmptyFile", "the file has 0 bytes")
+        if head.startswith(_PLAYLISTS):
+            raise MediaError("open", "Playlist", "it names other files, which are not opened; name those as inputs")
         if is_image(head):
             image = decode_image(file, max_side=max_side)
             yield image.detector_frames

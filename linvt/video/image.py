@@ -39,7 +39,7 @@ def decode_image(file: BinaryIO, *, max_side: int) -> DecodedVideo:
         # Pillow reports broken pixels as OSError without errno; one with errno is the storage's.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise MediaError("decode", type(error).__name__, str(error)) from error
+        raise MediaError("decode", "BrokenImage", str(error)) from error
 
     image = Image.fromarray(orientation.upright(np.asarray(image.convert("RGB"))))
     info = MediaInfo(

@@ -14,7 +14,8 @@ class MediaError(Exception):
     """The media is bad, and will be at every retry. Storage errors (OSError) and MemoryError are never wrapped in it.
 
     stage: "open" (no readable container, picture or video stream) or "decode" (frames could not be had from it).
-    error_class: the decoder's name for what went wrong, or ours: EmptyFile, NoVideoStream, NoFrames, MostlyCorrupt.
+    error_class: the decoder's name for what went wrong, or ours: EmptyFile, Playlist, NoVideoStream, NoFrames,
+        MostlyCorrupt, AbsurdTimestamps, BrokenImage.
     """
 
     def __init__(self, stage: str, error_class: str, message: str) -> None:

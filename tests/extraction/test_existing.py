@@ -219,6 +219,18 @@ def test_a_replaced_file_alone_is_undecided_again(extraction, corpus, changed):
     assert {name for name in after if after[name] != before[name]} == {f"{slot // 2:06d}{s}" for s in (".tar", ".json")}
 
 
+def test_what_was_made_from_a_file_stays_when_no_file_is_there_any_more(extraction, corpus):
+    storage, plan = extraction
+    shards = committed_shards(storage, plan, ID, contents=False)
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (corpus / name).unlink()
+    (corpus / "b.mp4").symlink_to("/dev/zero")
+    (corpus / "c.mp4").mkdir()
+    (corpus / "list.txt").write_text("\n".join(row.media.video_id for row in plan.rows))
+    refreshed, reopened = refresh_media(storage, plan, list_inputs(str(corpus / "list.txt")), shards)
+    assert (refreshed, reopened) == (plan, set())
+
+
 def test_reopening_gives_the_same_bytes(extraction):
     storage, plan = extraction
     shards = committed_shards(storage, plan, ID, contents=False)

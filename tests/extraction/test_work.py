@@ -3,12 +3,14 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from transformers.models.qwen2_vl import Qwen2VLImageProcessor
 
 from linvt.backbones import load_backbone
 from linvt.extraction.decode import decode_input
@@ -169,6 +171,27 @@ def test_tokens_that_are_not_finite_quarantine_the_input(tmp_path):
     row, info_json, tokens = encode_input(row, frames, broken, SPEC, batch_size=4, device="cpu")
     assert (row.status, row.stage, row.error_class) == ("quarantined", "encode", "NonFiniteTokens")
     assert (row.key, info_json, tokens) == (None, None, None)
+
+
+def test_frames_of_a_shape_that_the_image_llm_refuses_quarantine_the_input(tmp_path):
+    class Picky:
+        def encode_frames(self, frames, *, batch_size):
+            Qwen2VLImageProcessor()(images=list(frames), return_tensors="pt")
+            raise ValueError("something else")
+
+    def encode(path: Path):
+        spec = replace(SPEC, max_side=1000)
+        row, frames = _decode(path, spec)
+        backbone: Any = Picky()
+        assert frames is not None
+        return encode_input(row, frames, backbone, spec, batch_size=4, device="cpu")
+
+    row, info_json, tokens = encode(write_video(tmp_path / "thin.mp4", size=(1000, 4)))
+    assert (row.status, row.stage, row.error_class) == ("quarantined", "encode", "FramesRefused")
+    assert "no frames of 1000x4: absolute aspect ratio must be smaller than 200" in str(row.message)
+    assert (row.key, info_json, tokens) == (None, None, None)
+    with pytest.raises(ValueError, match="something else"):
+        encode(write_video(tmp_path / "usual.mp4"))
 
 
 def test_rows_survive_their_table(tmp_path):
