@@ -91,7 +91,8 @@ class Packer:
         blocks, positions = [0] * len(prefix), list(range(len(prefix)))
         words = [str(word) for word in rng.choice(WORDS, size=rng.integers(2, 7))]
         pairs = [(question.text, question.answer) for question in ask(scene, rng, questions)]
-        pairs += [(f"describe the {rng.choice(('picture', 'video'))}", caption(scene)), ("repeat : " + " ".join(words), " ".join(words))]
+        pairs.append((f"describe the {rng.choice(('picture', 'video'))}", caption(scene)))
+        pairs.append(("repeat : " + " ".join(words), " ".join(words)))
         for block, (question, answer) in enumerate(pairs, start=1):
             question_ids = [*self.encode(question), self.assistant]
             answer_ids = [*self.encode(answer), self.end]
