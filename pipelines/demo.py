@@ -159,10 +159,10 @@ def _serve_and_ask(config: DemoConfig, world: Path) -> dict[str, Any]:
 
 
 def _a_question(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first question about a needle: one short shot holds its answer, so the evidence can be checked by eye."""
+    """The first question about where something is at the end: the last frames should weigh, which can be seen by eye."""
     rows = [json.loads(line) for line in annotations.read_text().splitlines()]
     turns = [(row, turn) for row in rows for turn in row["qa"]]
-    return next(((row, turn) for row, turn in turns if turn["family"] == "needle"), turns[0])
+    return next(((row, turn) for row, turn in turns if turn["family"] == "end state"), turns[0])
 
 
 @contextlib.contextmanager

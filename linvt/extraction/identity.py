@@ -29,7 +29,11 @@ class FeatureSpec:
     @property
     def feature_id(self) -> str:
         """32 hex characters."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+        fields = asdict(self)
+        if self.sampling == "shots":
+            # Caches from before there was a choice keep their id.
+            del fields["sampling"], fields["fps"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
