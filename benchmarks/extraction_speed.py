@@ -1,11 +1,13 @@
 """How much of the machine an extraction turns into work. Ratios are measured side by side, in CPU seconds and wall.
 
-    python benchmarks/extraction_speed.py [--videos DIR] [--only detector decode planning growth]
+    python benchmarks/extraction_speed.py [--videos DIR] [--only detector decode planning long growth]
 
 - detector: TransNetV2 here against the wheel's own `predict_frames`, same frames, one thread, rounds taken in turn.
 - decode: an input through the decoding process, no detector, against a bare PyAV loop that decodes and scales the same
   frames to the same sizes. Frames per CPU second of all processes.
 - planning: listing and planning lists of 30,000 to 3,000,000 inputs, in a process of its own for its peak memory.
+- long: a video of three hours (270,000 frames of 128×72) through the decoding process, without a detector, which works
+  on the stream anyway: peak memory of either process.
 - growth: jobs/extract_features.py on 10, 100 and 1,000 short videos, seconds per video.
 
 Without --videos the decode part renders four clips of 640×360.
@@ -37,7 +39,7 @@ from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SIDE, MAX_CANDIDATES = 224, 256
-PARTS = ("detector", "decode", "planning", "growth")
+PARTS = ("detector", "decode", "planning", "long", "growth")
 
 
 def main() -> None:
@@ -53,6 +55,7 @@ def main() -> None:
                 "detector": detector,
                 "decode": lambda: decode(options.videos or render_clips(Path(folder))),
                 "planning": lambda: planning(Path(folder)),
+                "long": lambda: long(Path(folder)),
                 "growth": lambda: growth(Path(folder)),
             }[part]()
 
@@ -183,6 +186,37 @@ def planning(folder: Path) -> None:
             for i in range(count):
                 file.write(json.dumps({"media": f"part-{i % 1000:03d}/clip_{i:09d}.mp4"}) + "\n")
         subprocess.run([sys.executable, "-c", code, str(names), str(folder / "plan")], check=True)
+
+
+def long(folder: Path) -> None:
+    path = folder / "long.mp4"
+    texture = np.random.default_rng(0).integers(0, 256, (9, 100, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "30"})
+        stream.width, stream.height, stream.pix_fmt = 128, 72, "yuv420p"
+        for number in range(3 * 3600 * 25):
+            picture = np.ascontiguousarray(texture[:, number % 672 : number % 672 + 128])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    code = (
+        "import resource, sys, time\n"
+        "from linvt.extraction.decode import decode_input\n"
+        "from linvt.extraction.decode_process import DecodeProcess\n"
+        "from linvt.extraction.identity import FeatureSpec\n"
+        "from linvt.extraction.inputs import list_inputs\n"
+        "from linvt.extraction.plan import make_plan\n"
+        "from linvt.shots import load_detector\n"
+        "spec = FeatureSpec(vision_fingerprint='none', max_side=448, max_candidates=256, cache_dtype='bf16',\n"
+        "    num_frames=64, detector='none', shot_threshold=0.5)\n"
+        "planned = make_plan(list_inputs(sys.argv[1]), 64).rows[0]\n"
+        "started = time.perf_counter()\n"
+        "with DecodeProcess(stall_timeout_s=120, memory_mb=4096) as process:\n"
+        "    row, frames = decode_input(planned, load_detector('none'), spec, process)\n"
+        "peaks = [resource.getrusage(who).ru_maxrss / 2**10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
+        "print(f'{row.duration_s / 3600:.2f} h, {row.num_frames:,} frames, {len(frames)} kept: '\n"
+        "      f'{time.perf_counter() - started:.0f} s; peak {peaks[0]:.0f} MiB here, {peaks[1]:.0f} MiB decoding')\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
 def growth(folder: Path) -> None:

@@ -159,7 +159,7 @@ def _serve_and_ask(config: DemoConfig, world: Path) -> dict[str, Any]:
 
 
 def _a_question(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first question about where something is at the end: the last frames should weigh, which can be seen by eye."""
+    """The first question about where something is at the end: its last frames should weigh, which an eye can check."""
     rows = [json.loads(line) for line in annotations.read_text().splitlines()]
     turns = [(row, turn) for row in rows for turn in row["qa"]]
     return next(((row, turn) for row, turn in turns if turn["family"] == "end state"), turns[0])
