@@ -212,7 +212,8 @@ def long(folder: Path) -> None:
         "started = time.perf_counter()\n"
         "with DecodeProcess(stall_timeout_s=120, memory_mb=4096) as process:\n"
         "    row, frames = decode_input(planned, load_detector('none'), spec, process)\n"
-        "peaks = [resource.getrusage(who).ru_maxrss / 2**10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
+        "whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)\n"
+        "peaks = [resource.getrusage(who).ru_maxrss / 2**10 for who in whose]\n"
         "print(f'{row.duration_s / 3600:.2f} h, {row.num_frames:,} frames, {len(frames)} kept: '\n"
         "      f'{time.perf_counter() - started:.0f} s; peak {peaks[0]:.0f} MiB here, {peaks[1]:.0f} MiB decoding')\n"
     )
