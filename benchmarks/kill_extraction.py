@@ -95,7 +95,7 @@ def run_with_kills(
         victim = None
         if tally.total() < kills:
             try:
-                job.wait(rng.uniform(0, length_s))
+                job.wait(rng.uniform(0, 0.9 * length_s))
             except subprocess.TimeoutExpired:
                 victim = find(job.pid, target, rng)
                 if victim is not None:
