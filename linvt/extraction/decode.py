@@ -74,16 +74,22 @@ class _Chunks:
         return self._media
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        """Nothing for a medium of a single frame: it has no shots to find, and a detector's window is 60 frames long."""
+        held = None
         while True:
             started = time.perf_counter()
             try:
                 chunk = next(self._source)
             except StopIteration as end:
                 self._media = end.value
+                if held is not None and end.value.info.num_frames > 1:
+                    yield held
                 return
             finally:
                 self.seconds += time.perf_counter() - started
-            yield chunk
+            if held is not None:
+                yield held
+            held = chunk
 
 
 def _sampled(shots: list[Shot], media: MediaRead, spec: FeatureSpec) -> np.ndarray:

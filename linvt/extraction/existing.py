@@ -1,6 +1,5 @@
 """What earlier runs left at OUT: going on with it, removing it, and closing an extraction that is complete."""
 
-import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from linvt.extraction.inputs import Listing, MediaFile
 from linvt.extraction.plan import Plan, PlannedInput, changed_inputs, read_plan, with_media
 from linvt.extraction.reopening import committed_record, reopen_shards
 from linvt.extraction.report import write_report
-from linvt.extraction.rows import VIDEOS_SCHEMA
+from linvt.extraction.rows import VIDEOS_SCHEMA, read_rows
 from linvt.extraction.spool import remove_spooled
 from linvt.extraction.strikes import clear_strikes
 from linvt.read_ahead import read_ahead
@@ -32,7 +31,6 @@ from linvt.shards.layout import (
     STRIKES_FOLDER,
     VIDEOS,
     record_name,
-    rows_name,
 )
 from linvt.shards.storage import TEMPORARY_SUFFIX, Storage
 
@@ -167,7 +165,7 @@ def finish_extraction(storage: Storage, plan: Plan, shards: Mapping[int, Committ
             f"{min(undecided)}. Run again with --on-existing resume"
         )
     with storage.open_atomic(VIDEOS) as file, pq.ParquetWriter(file, VIDEOS_SCHEMA) as writer:
-        tables = read_ahead(partial(_rows_of, storage), sorted(plan.shards), depth=_READERS, threads=_READERS)
+        tables = read_ahead(partial(read_rows, storage), sorted(plan.shards), depth=_READERS, threads=_READERS)
         for group in _row_groups(tables):
             writer.write_table(group)
     write_report(storage, num_shards=len(shards), shard_bytes=sum(one.tar_size_bytes for one in shards.values()))
@@ -186,10 +184,6 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             group = []
     if group:
         yield pa.concat_tables(group)
-
-
-def _rows_of(storage: Storage, shard: int) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read(rows_name(shard))), schema=VIDEOS_SCHEMA)
 
 
 def _reconciled(storage: Storage, plan: Plan, shard: int) -> CommitRecord:

@@ -96,8 +96,6 @@ class Listing(Sequence[MediaFile]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Listing) and self.table.equals(other.table)
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
 
 def list_inputs(videos: str, media_root: str | None = None) -> Listing:
     """Every media file that `videos` names, sorted by video id, each id once.

@@ -69,8 +69,6 @@ class PlannedRows(Sequence[PlannedInput]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlannedRows) and self.table.equals(other.table)
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
 
 class Plan:
     """Immutable; equal where samples_per_shard and all rows are."""
@@ -89,8 +87,6 @@ class Plan:
             and self.samples_per_shard == other.samples_per_shard
             and self.table.equals(other.table)
         )
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     @property
     def rows(self) -> PlannedRows:

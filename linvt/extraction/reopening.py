@@ -1,15 +1,12 @@
 """Taking a committed shard apart, so that some of its inputs are extracted again and the others are not."""
 
-import io
 from collections.abc import Collection, Iterable
 
-import pyarrow.parquet as pq
-
 from linvt.extraction.plan import Plan
-from linvt.extraction.rows import VIDEOS_SCHEMA, rows_from_table
+from linvt.extraction.rows import read_rows, rows_from_table
 from linvt.extraction.spool import write_spooled
 from linvt.shards.commit import CommitRecord, Member, read_record
-from linvt.shards.layout import INDEX, record_name, rows_name, tar_name
+from linvt.shards.layout import INDEX, record_name, tar_name
 from linvt.shards.storage import Storage
 
 
@@ -27,8 +24,7 @@ def reopen_shards(storage: Storage, plan: Plan, committed: Collection[int], slot
     for shard in sorted(reopened):
         record = committed_record(storage, shard)
         samples = {sample.slot: sample for sample in record.samples}
-        rows = pq.read_table(io.BytesIO(storage.read(rows_name(shard))), schema=VIDEOS_SCHEMA)
-        for row in rows_from_table(rows):
+        for row in rows_from_table(read_rows(storage, shard)):
             if row.slot in wanted:
                 continue
             sample = samples.get(row.slot)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from linvt.extraction.rows import STAGE_SECONDS
 from linvt.extraction.thumbnails import INPUTS_PER_SHARD, NUM_SHARDS
 from linvt.shards.layout import REPORT, VIDEOS
 from linvt.shards.storage import Storage
@@ -25,8 +26,7 @@ MAX_EXAMPLES = 3
 MAX_CHARACTERS = 400
 """Of one name or message."""
 
-_STAGES = {"fetch": "fetch_s", "decode": "decode_s", "shots": "shots_detection_s", "encode": "encode_s"}
-_FACTS = ("status", "kind", "duration_s", "num_frames", "size_bytes", "tokens_per_frame", *_STAGES.values())
+_FACTS = ("status", "kind", "duration_s", "num_frames", "size_bytes", "tokens_per_frame", *STAGE_SECONDS.values())
 _QUARANTINE = ("video_id", "stage", "error_class", "message")
 _GALLERY = ("video_id", "kind", "duration_s", "width", "height", "codec", "shots_s", "kept_timestamps_s", "thumbnails")
 # What grows with a video's length (boundary probabilities, above all) is left where it is.
@@ -83,7 +83,7 @@ class _Totals:
     most_shots: int = 0
     tokens: int = 0
     media_bytes: int = 0
-    stages: dict[str, _StageTime] = field(default_factory=lambda: {name: _StageTime() for name in _STAGES})
+    stages: dict[str, _StageTime] = field(default_factory=lambda: {name: _StageTime() for name in STAGE_SECONDS})
     failures: dict[tuple[str, str], _Failures] = field(default_factory=lambda: defaultdict(_Failures))
     quarantined: list[dict[str, Any]] = field(default_factory=list)
     gallery: list[dict[str, Any]] = field(default_factory=list)
@@ -101,7 +101,7 @@ class _Totals:
 
     def _add_times(self, batch: pa.RecordBatch) -> None:
         is_video, durations_s = _is_video(batch), _numbers(batch, "duration_s")
-        for stage, column in _STAGES.items():
+        for stage, column in STAGE_SECONDS.items():
             seconds, time = _numbers(batch, column), self.stages[stage]
             timed_videos = is_video & ~np.isnan(seconds)
             time.seconds += float(np.nansum(seconds))

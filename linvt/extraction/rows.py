@@ -1,14 +1,21 @@
 """One row an input: what videos.parquet tells of it, and what travels between the stages beside its frames."""
 
+import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from linvt.extraction.plan import PlannedInput
+from linvt.shards.layout import rows_name
+from linvt.shards.storage import Storage
 
 Status = Literal["committed", "quarantined"]
+
+STAGE_SECONDS = {"fetch": "fetch_s", "decode": "decode_s", "shots": "shots_detection_s", "encode": "encode_s"}
+"""The stages of the work on an input, and the columns with their seconds: all that differs from run to run."""
 
 VIDEOS_SCHEMA = pa.schema(
     [
@@ -122,6 +129,11 @@ class VideoRow:
 
 def rows_to_table(rows: Iterable[VideoRow]) -> pa.Table:
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=VIDEOS_SCHEMA)
+
+
+def read_rows(storage: Storage, shard: int) -> pa.Table:
+    """The rows of a shard, also those of an earlier version with fewer columns."""
+    return pq.read_table(io.BytesIO(storage.read(rows_name(shard))), schema=VIDEOS_SCHEMA)
 
 
 def rows_from_table(table: pa.Table) -> list[VideoRow]:

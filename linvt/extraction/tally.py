@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-STAGES = ("fetch", "decode", "shots", "encode")
+from linvt.extraction.rows import STAGE_SECONDS
+
 _DECODER_STAGES = ("fetch", "decode", "shots")
-_SECONDS_COLUMNS = {"fetch": "fetch_s", "decode": "decode_s", "shots": "shots_detection_s", "encode": "encode_s"}
 TALLIED_COLUMNS = (
     *("slot", "status", "video_id", "stage", "error_class", "duration_s", "num_frames"),
-    *_SECONDS_COLUMNS.values(),
+    *STAGE_SECONDS.values(),
 )
 """What an encoder tells of each input that it is done with."""
 
@@ -24,8 +24,8 @@ class Tally:
     """By (stage, error class)."""
     video_s: float = 0.0
     frames: int = 0
-    busy_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    """Seconds that workers spent in each of `STAGES`, summed over them."""
+    busy_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGE_SECONDS, 0.0))
+    """Seconds that workers spent in each stage, summed over them."""
 
     def add(self, columns: Mapping[str, list[Any]]) -> None:
         """Counts some inputs, given as `TALLIED_COLUMNS`."""
@@ -35,7 +35,7 @@ class Tally:
                 self.quarantined[stage, error_class] += 1
         self.video_s += sum(value or 0.0 for value in columns["duration_s"])
         self.frames += sum(value or 0 for value in columns["num_frames"])
-        for stage, name in _SECONDS_COLUMNS.items():
+        for stage, name in STAGE_SECONDS.items():
             self.busy_s[stage] += sum(value or 0.0 for value in columns[name])
 
     @property
@@ -62,6 +62,6 @@ class Tally:
             **self.facts(elapsed_s),
             "video_hours_per_day": round(per_day, 1),
             "video_hours_per_day_and_" + ("gpu" if gpus else "core"): round(per_day / (gpus or cpus or 1), 1),
-            "stage_seconds": {stage: round(self.busy_s[stage], 1) for stage in STAGES},
+            "stage_seconds": {stage: round(self.busy_s[stage], 1) for stage in STAGE_SECONDS},
             "quarantined_by_reason": {f"{stage}: {name}": n for (stage, name), n in self.quarantined.most_common()},
         }

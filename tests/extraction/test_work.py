@@ -132,6 +132,19 @@ def test_which_frames_are_kept(tmp_path, changes, kept):
     assert len(frames) == len(kept)
 
 
+def test_a_single_frame_costs_no_shot_detection(tmp_path):
+    class Unwanted(_CutAt):
+        def predict_stream(self, chunks) -> np.ndarray:
+            assert list(chunks) == []
+            return np.zeros(0, np.float32)
+
+    for path in (write_image(tmp_path / "a.png"), write_video(tmp_path / "b.mp4", shot_lengths=(1,))):
+        [planned] = make_plan(list_inputs(str(path)), 4).rows
+        row, frames = decode_input(planned, Unwanted(0), SPEC)
+        assert (row.shots, row.kept_frames, row.boundary_probabilities.tolist()) == ([[0, 1]], [0], [0.0])
+        assert frames is not None
+
+
 class _CutAt:
     """A detector that knows where the cut is."""
 

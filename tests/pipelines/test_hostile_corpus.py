@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from linvt.extraction.config import ExtractConfig
+from linvt.extraction.rows import STAGE_SECONDS
 from linvt.shards import read_cache
 from pipelines.extract import extract
 from tests.extraction.hostile_corpus import Expected, write_hostile_corpus
 from tests.media import write_video
 
 pytestmark = pytest.mark.ray
-TIMINGS = ("fetch_s", "decode_s", "shots_detection_s", "encode_s")
+TIMINGS = list(STAGE_SECONDS.values())
 
 
 @pytest.fixture(scope="module")
