@@ -2,10 +2,10 @@
 
     python benchmarks/kill_extraction.py [--kills 50] [--videos 60] [--seed 0]
 
-An undisturbed run gives the reference. Then runs are started and, at moments drawn evenly over nine tenths of its length,
-the driver, a worker or the raylet (in turn) gets SIGKILL; a job that ends by it is started again with --on-existing
-resume. Each finished run's shards, plan, index.parquet and videos.parquet (but for its timings) must equal the reference's.
-Prints one line a finished run and, last, a markdown table of what was killed.
+An undisturbed run gives the reference. Then runs are started and, at moments drawn evenly over nine tenths of its
+length, the driver, a worker or the raylet (in turn) gets SIGKILL; a job that ends by it is started again with
+--on-existing resume. Each finished run's shards, plan, index.parquet and videos.parquet (but for its timings) must
+equal the reference's. Prints one line a finished run and, last, a markdown table of what was killed.
 """
 
 import argparse

@@ -74,7 +74,7 @@ class _Chunks:
         return self._media
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Nothing for a medium of a single frame: it has no shots to find, and a detector's window is 60 frames long."""
+        """Nothing for a medium of a single frame: without shots to find, a detector's window would cost 60 frames."""
         held = None
         while True:
             started = time.perf_counter()
