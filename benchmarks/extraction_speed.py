@@ -2,7 +2,8 @@
 
     python benchmarks/extraction_speed.py [--videos DIR] [--only detector decode planning long growth]
 
-- detector: TransNetV2 here against the wheel's own `predict_frames`, same frames, one thread, rounds taken in turn.
+- detector: TransNetV2 here, in either precision, against the wheel's own `predict_frames`, same frames, one thread,
+  rounds taken in turn.
 - decode: an input through the decoding process, no detector, against a bare PyAV loop that decodes and scales the same
   frames to the same sizes. Frames per CPU second of all processes.
 - planning: listing and planning lists of 30,000 to 3,000,000 inputs, in a process of its own for its peak memory.
@@ -21,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import av
 import numpy as np
@@ -34,6 +37,7 @@ from linvt.extraction.identity import FeatureSpec
 from linvt.extraction.inputs import list_inputs
 from linvt.extraction.plan import make_plan
 from linvt.shots import load_detector
+from linvt.shots.detectors import DetectorDtype
 from linvt.video.geometry import DETECTOR_SCALER, PICTURE_SCALER, Orientation, PictureRenderer, fit
 from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH
 
@@ -74,20 +78,30 @@ def cpu_s(function: Callable[[], object]) -> tuple[float, float]:
 
 def detector() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1500, DETECTOR_HEIGHT, DETECTOR_WIDTH, 3), np.uint8)
-    ours, wheel = load_detector("transnetv2"), WheelTransNetV2(device="cpu").eval()
+    wheel = WheelTransNetV2(device="cpu").eval()
     torch.use_deterministic_algorithms(False)  # The wheel's constructor turns them on.
     torch.set_num_threads(1)
     tensor = torch.from_numpy(frames)
-    ours.predict(frames[:250])
-    seconds: dict[str, list[float]] = {"ours": [], "wheel": []}
     with torch.inference_mode():
-        wheel.predict_frames(tensor[:250], quiet=True)
+        predictors: dict[str, Callable[[torch.Tensor], object]] = {
+            "wheel": lambda some: wheel.predict_frames(some, quiet=True),
+            **{dtype: detector_of(dtype) for dtype in get_args(DetectorDtype)},
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in predictors}
+        for predict in predictors.values():
+            predict(tensor[:250])
         for _ in range(3):
-            seconds["ours"].append(cpu_s(lambda: ours.predict(frames))[0])
-            seconds["wheel"].append(cpu_s(lambda: wheel.predict_frames(tensor, quiet=True))[0])
+            for name, predict in predictors.items():
+                seconds[name].append(cpu_s(partial(predict, tensor))[0])
     speed = {name: len(frames) / min(values) for name, values in seconds.items()}
-    print(f"{len(frames)} frames, best of 3: {speed['ours']:.0f} against {speed['wheel']:.0f} frames per CPU second")
-    print(f"ratio {speed['ours'] / speed['wheel']:.2f}")
+    print(f"{len(frames)} frames, best of 3, frames per CPU second:")
+    for name, value in speed.items():
+        print(f"{name:>9}: {value:.0f}, ratio {value / speed['wheel']:.2f}")
+
+
+def detector_of(dtype: DetectorDtype) -> Callable[[torch.Tensor], np.ndarray]:
+    detector = load_detector("transnetv2", dtype=dtype)
+    return lambda frames: detector.predict(frames.numpy())
 
 
 def decode(videos: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from linvt.shots import ShotDetector, load_detector, shots_from_probabilities
+from linvt.shots import ShotDetector, fast_detector_dtype, load_detector, shots_from_probabilities
 from linvt.shots.boundaries import CutMatch, match_cuts
 from linvt.video import DecodedVideo, decode_video
 
@@ -55,9 +55,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    detector = load_detector("transnetv2")
+    detector = load_detector("transnetv2", dtype=fast_detector_dtype())
     detector.predict(np.zeros((250, 27, 48, 3), np.uint8))  # the first call also sets up kernels
-    print(f"detector {detector.fingerprint}, torch {torch.__version__}, threads {arguments.threads}\n")
+    print(f"detector {detector.fingerprint} in {fast_detector_dtype()}")
+    print(f"torch {torch.__version__}, threads {arguments.threads}\n")
     print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}")
     sums = np.zeros(len(_COLUMNS) - 2)
     for name, entry in read_manifest(arguments.directory).items():

@@ -25,7 +25,8 @@ class Decoder:
         self, detector: str, asked: Extraction, uri: str, decode_stall_timeout_s: float, decode_memory_mb: int
     ) -> None:
         torch.set_num_threads(asked.threads_per_worker)
-        self._detector, self._asked, self._storage = load_detector(detector), asked, open_storage(uri)
+        self._detector = load_detector(detector, dtype=asked.detector_dtype)
+        self._asked, self._storage = asked, open_storage(uri)
         self._metrics = StageMetrics("decode")
         self._process = DecodeProcess(stall_timeout_s=decode_stall_timeout_s, memory_mb=decode_memory_mb)
 

@@ -41,7 +41,7 @@ from linvt.extraction.tally import Tally
 from linvt.shards.commit import CommitRecord, CommittedShard
 from linvt.shards.layout import EXTRACTION, VIDEOS
 from linvt.shards.storage import Storage, open_storage
-from linvt.shots import detector_fingerprint
+from linvt.shots import detector_fingerprint, fast_detector_dtype
 from pipelines._assembler import assemble
 from pipelines._decoder import Decoder
 from pipelines._encoder import Encoder
@@ -151,6 +151,9 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
     if encode_dtype == "auto":
         _start_ray(ray_session)
         encode_dtype = "bfloat16" if ray.cluster_resources().get("GPU") else "float32"
+    detector_dtype = config.detector_dtype
+    if detector_dtype == "auto":
+        detector_dtype = existing[0].detector_dtype if existing is not None else fast_detector_dtype()
     return Extraction(
         feature=FeatureSpec(
             vision_fingerprint=vision_fingerprint(config.backbone),
@@ -166,6 +169,7 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
         samples_per_shard=config.samples_per_shard,
         encode_batch_size=config.encode_batch_size,
         encode_dtype=encode_dtype,
+        detector_dtype=detector_dtype,
         threads_per_worker=config.threads_per_worker,
     )
 
@@ -231,7 +235,13 @@ class _Placement:
 def _place_workers(config: ExtractConfig, resources: Mapping[str, float]) -> _Placement:
     """Never claims more than there is, so that every worker starts: on few CPUs they share."""
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    num_encoders = config.num_encode_workers or int(gpus) or max(1, int(cpus) // 4)
+    share = config.gpus_per_encode_worker
+    num_encoders = config.num_encode_workers or int(gpus / (share or 1)) or max(1, int(cpus) // 4)
+    if share is not None and num_encoders * share > gpus:
+        raise ValueError(
+            f"{num_encoders} encoders with {share:g} of a GPU each do not fit on this cluster's {gpus:g} GPUs; lower "
+            "--num-encode-workers or --gpus-per-encode-worker"
+        )
     # A process that feeds a GPU keeps a CPU busy; without GPUs shot detection takes most of the time.
     num_decoders = config.num_decode_workers or max(1, int(cpus - gpus))
     return _Placement(
@@ -239,7 +249,7 @@ def _place_workers(config: ExtractConfig, resources: Mapping[str, float]) -> _Pl
         num_encoders=num_encoders,
         # Rounded down, or the sum of the claims could exceed the whole by a rounding error.
         cpus_per_worker=min(1.0, math.floor(100 * cpus / (num_decoders + num_encoders)) / 100),
-        gpus_per_encoder=min(1.0, math.floor(100 * gpus / num_encoders) / 100),
+        gpus_per_encoder=min(1.0, math.floor(100 * gpus / num_encoders) / 100) if share is None else share,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from linvt.shards.layout import EXTRACTION, LAYOUT_VERSION, CacheDtype, Sampling
 from linvt.shards.storage import Storage
+from linvt.shots.detectors import DetectorDtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,8 @@ class Extraction:
     encode_batch_size: int
     encode_dtype: str
     threads_per_worker: int
+    detector_dtype: DetectorDtype = "float32"
+    """The default is what there was before there was a choice."""
 
     def to_json(self) -> bytes:
         fields = {"feature_id": self.feature.feature_id, **asdict(self)}

@@ -25,7 +25,7 @@ from linvt.serving.errors import RequestError
 from linvt.serving.media import IMAGE_CONTAINERS, LocalMedia
 from linvt.serving.requests import VideoOptions
 from linvt.shards import CachedVideo
-from linvt.shots import load_detector
+from linvt.shots import fast_detector_dtype, load_detector
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +122,7 @@ def encode(
 
 @lru_cache(maxsize=2)
 def _detector(name: str):
-    return load_detector(name, device="cpu")
+    return load_detector(name, dtype=fast_detector_dtype())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

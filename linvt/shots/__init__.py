@@ -1,13 +1,14 @@
 """Shots: boundary probabilities from a detector, and the shots they mean."""
 
 from linvt.shots.boundaries import Shot, shots_from_probabilities
-from linvt.shots.detectors import DETECTORS, ShotDetector, detector_fingerprint, load_detector
+from linvt.shots.detectors import DETECTORS, ShotDetector, detector_fingerprint, fast_detector_dtype, load_detector
 
 __all__ = [
     "DETECTORS",
     "Shot",
     "ShotDetector",
     "detector_fingerprint",
+    "fast_detector_dtype",
     "load_detector",
     "shots_from_probabilities",
 ]

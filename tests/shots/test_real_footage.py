@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.shots_on_real_footage import is_explained, match_entry, read_manifest
-from linvt.shots import ShotDetector, load_detector
+from linvt.shots import ShotDetector, fast_detector_dtype, load_detector
 from linvt.video import decode_video
 
 SHARED = os.environ.get("LINVT_SHARED")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(VIDEOS is None, reason="set LINVT_SHARED to the 
 def detector() -> Iterator[ShotDetector]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield load_detector("transnetv2")
+    yield load_detector("transnetv2", dtype=fast_detector_dtype())
     torch.set_num_threads(threads)
 
 

@@ -37,9 +37,9 @@ def reference() -> Reference:
     return network
 
 
-@pytest.fixture(scope="module")
-def detector() -> TransNetV2Detector:
-    return TransNetV2Detector()
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def detector(request: pytest.FixtureRequest) -> TransNetV2Detector:
+    return TransNetV2Detector(dtype=request.param)
 
 
 def moving_scenes(lengths: list[int], *, seed: int = 0, height: int = 27, width: int = 48) -> np.ndarray:
@@ -56,11 +56,11 @@ def moving_scenes(lengths: list[int], *, seed: int = 0, height: int = 27, width:
     return np.stack(frames).clip(0, 255).astype(np.uint8)
 
 
-def test_the_network_is_the_reference(detector: TransNetV2Detector, reference: Reference) -> None:
+def test_the_network_is_the_reference(reference: Reference) -> None:
     """Two windows in a batch, of frames that cut, against the wheel's network, before the sigmoid."""
     windows = np.stack([moving_scenes([30, 30], seed=1), moving_scenes([10, 50], seed=2)])
     with torch.inference_mode():
-        ours = detector._network(torch.from_numpy(windows))
+        ours = TransNetV2Detector()._network(torch.from_numpy(windows))
         theirs = reference(torch.from_numpy(windows))[0][..., 0]
     assert theirs.amax() - theirs.amin() > 3, "the frames exercise nothing"
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
@@ -75,6 +75,16 @@ def test_with_the_reference_windows_it_is_the_reference(reference: Reference, co
     np.testing.assert_allclose(detector.predict(frames), theirs.numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 60, 99, 100, 101, 260])
+def test_the_cuts_are_those_of_the_reference(detector: TransNetV2Detector, reference: Reference, count: int) -> None:
+    """In longer windows and in either precision; the reference's own windows have seams every 50 frames."""
+    frames = moving_scenes([31, 17, 50, 2, 90, 70], seed=8)[:count]
+    theirs = reference.predict_frames(torch.from_numpy(frames), quiet=True)[0].numpy()
+    ours = detector.predict(frames)
+    assert shots_from_probabilities(ours) == shots_from_probabilities(theirs)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.1)
+
+
 def test_cuts_of_an_encoded_video_are_found_to_the_frame(detector: TransNetV2Detector, tmp_path) -> None:
     frames = moving_scenes([31, 40, 29], seed=3, height=96, width=160)
     video = decode_video(write_video(tmp_path / "cuts.mp4", list(frames)), max_side=64, max_candidates=8)
@@ -87,7 +97,7 @@ def test_predictions_are_reproducible_and_own_to_the_video(detector: TransNetV2D
     first = detector.predict(frames)
     detector.predict(moving_scenes([5], seed=5))
     np.testing.assert_array_equal(first, detector.predict(frames))
-    np.testing.assert_array_equal(first, TransNetV2Detector().predict(frames.copy()))
+    np.testing.assert_array_equal(first, TransNetV2Detector(dtype=detector.dtype).predict(frames.copy()))
     assert (first.dtype, first.shape) == (np.float32, (22,))
 
 

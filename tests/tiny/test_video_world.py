@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from linvt.shots import load_detector, shots_from_probabilities
+from linvt.shots import fast_detector_dtype, load_detector, shots_from_probabilities
 from linvt.tiny import video_questions
 from linvt.tiny.scene import COLORS, NEEDLE_SHAPE, SHAPES
 from linvt.tiny.video_plot import DIRECTIONS, FRAMES_PER_SECOND, make_plot, pair_split
@@ -166,7 +166,7 @@ def test_the_question_alone_gives_little_away():
 
 def test_transnetv2_finds_the_rendered_cuts(tmp_path):
     make_world(config(tmp_path, train_videos=6, train_images=0, test_images=0, test_videos=0, val_videos=0))
-    detector = load_detector("transnetv2", device="cpu")
+    detector = load_detector("transnetv2", dtype=fast_detector_dtype())
     found, wanted = 0, 0
     for i in range(6):
         cuts = np.cumsum([shot.num_frames for shot in make_plot(0, "train", i).shots])[:-1]
