@@ -214,6 +214,7 @@ class ChatServer:
             asked.media_io_kwargs.video,
             spec=self._spec,
             detector=self._config.detector,
+            detector_weights=self._config.detector_weights,
             max_frames=self._config.max_frames,
             max_duration_s=self._config.max_duration_s,
             max_frame_pixels=self._config.max_frame_megapixels * 1e6,

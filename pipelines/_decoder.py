@@ -22,10 +22,21 @@ class Decoder:
     """Planned inputs in; `VideoRow`s with frames (null where quarantined) out."""
 
     def __init__(
-        self, detector: str, asked: Extraction, uri: str, decode_stall_timeout_s: float, decode_memory_mb: int
+        self,
+        detector: str,
+        detector_weights: str | None,
+        asked: Extraction,
+        uri: str,
+        decode_stall_timeout_s: float,
+        decode_memory_mb: int,
     ) -> None:
         torch.set_num_threads(asked.threads_per_worker)
-        self._detector = load_detector(detector, dtype=asked.detector_dtype)
+        self._detector = load_detector(detector, weights=detector_weights, dtype=asked.detector_dtype)
+        if self._detector.fingerprint != asked.feature.detector:
+            raise ValueError(
+                f"shot detector {detector!r} is another on this node than where the extraction was started "
+                f"({self._detector.fingerprint}, there {asked.feature.detector}): the same weights must lie everywhere"
+            )
         self._asked, self._storage = asked, open_storage(uri)
         self._metrics = StageMetrics("decode")
         self._process = DecodeProcess(stall_timeout_s=decode_stall_timeout_s, memory_mb=decode_memory_mb)

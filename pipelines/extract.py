@@ -8,6 +8,7 @@ once, tokens never: an encoder spools them, and an assembler task turns the spoo
 import json
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -41,7 +42,7 @@ from linvt.extraction.tally import Tally
 from linvt.shards.commit import CommitRecord, CommittedShard
 from linvt.shards.layout import EXTRACTION, VIDEOS
 from linvt.shards.storage import Storage, open_storage
-from linvt.shots import detector_fingerprint, fast_detector_dtype
+from linvt.shots import detector_fingerprint, fast_detector_dtype, published_threshold
 from pipelines._assembler import assemble
 from pipelines._decoder import Decoder
 from pipelines._encoder import Encoder
@@ -153,7 +154,7 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
         encode_dtype = "bfloat16" if ray.cluster_resources().get("GPU") else "float32"
     detector_dtype = config.detector_dtype
     if detector_dtype == "auto":
-        detector_dtype = existing[0].detector_dtype if existing is not None else fast_detector_dtype()
+        detector_dtype = existing[0].detector_dtype if existing is not None else fast_detector_dtype(config.detector)
     return Extraction(
         feature=FeatureSpec(
             vision_fingerprint=vision_fingerprint(config.backbone),
@@ -161,8 +162,8 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
             max_candidates=config.max_candidates,
             cache_dtype=config.cache_dtype,
             num_frames=config.num_frames,
-            detector=detector_fingerprint(config.detector),
-            shot_threshold=config.shot_threshold,
+            detector=detector_fingerprint(config.detector, config.detector_weights),
+            shot_threshold=config.shot_threshold or published_threshold(config.detector),
             sampling=config.sampling,
             fps=config.fps,
         ),
@@ -270,6 +271,8 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> No
             Decoder,
             fn_constructor_args=(
                 config.detector,
+                # Workers need not have this process's working directory.
+                config.detector_weights and os.path.abspath(config.detector_weights),
                 asked,
                 shards.storage.uri,
                 config.decode_stall_timeout_s,

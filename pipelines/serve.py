@@ -17,7 +17,7 @@ from ray import serve
 from linvt.backbones import max_frame_side, vision_fingerprint
 from linvt.extraction.identity import FeatureSpec
 from linvt.serving.config import ServeConfig
-from linvt.shots import detector_fingerprint
+from linvt.shots import detector_fingerprint, published_threshold
 from linvt.video_llm import read_model_config
 from pipelines._chat_server import chat_deployment
 
@@ -90,6 +90,7 @@ def _application(
     absolute = replace(
         config,
         model=config.model.resolve(),
+        detector_weights=config.detector_weights and config.detector_weights.resolve(),
         allowed_media_dir=tuple(path.resolve() for path in config.allowed_media_dir),
     )
     return chat_deployment.options(
@@ -108,13 +109,16 @@ def _feature_spec(config: ServeConfig) -> tuple[FeatureSpec, int]:
     """
     model = read_model_config(config.model)
     trained = model["extraction"].get("feature", {})
-    fingerprint, detector = vision_fingerprint(model["backbone"]), detector_fingerprint(config.detector)
+    fingerprint = vision_fingerprint(model["backbone"])
+    detector = detector_fingerprint(config.detector, config.detector_weights)
     if trained and trained["vision_fingerprint"] != fingerprint:
         raise ValueError(
             f"{config.model} was trained on frame tokens of other vision weights than {model['backbone']} has now"
         )
     if trained and trained["detector"] != detector:
         logger.warning("--detector %s is not the one of the model's training", config.detector)
+    # A threshold is one kind of detector's, whose name a fingerprint begins with.
+    same_kind = trained.get("detector", "").split("-")[0] == config.detector
     num_frames = config.num_frames or trained.get("num_frames", 64)
     if num_frames > config.max_frames:
         raise ValueError(f"the model was trained on {num_frames} frames a video; --max-frames is {config.max_frames}")
@@ -125,7 +129,7 @@ def _feature_spec(config: ServeConfig) -> tuple[FeatureSpec, int]:
         cache_dtype=trained.get("cache_dtype", "bf16"),
         num_frames=num_frames,
         detector=detector,
-        shot_threshold=trained.get("shot_threshold", 0.5),
+        shot_threshold=trained["shot_threshold"] if same_kind else published_threshold(config.detector),
     )
     return spec, model["extraction"].get("encode_batch_size", 16)
 

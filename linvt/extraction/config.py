@@ -29,12 +29,16 @@ class ExtractConfig:
     samples_per_shard: int = 64
     """Inputs per shard."""
     detector: str = "transnetv2"
-    """Shot detector: 'transnetv2', or 'none' (the whole video is one shot)."""
+    """Shot detector: 'transnetv2', 'autoshot', or 'none' (the whole video is one shot)."""
+    detector_weights: str | None = None
+    """AutoShot's weights: the authors' ckpt_0_200_0.pth, which https://github.com/wentaozhu/AutoShot links to, or a
+    .safetensors file with its tensors. A path that every node can read; all must hold the same there."""
     detector_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of TransNetV2's convolutions; auto: bfloat16 where the submitting machine's processor multiplies it
     natively (AVX-512 BF16, AMX), which is then more than twice as fast and finds the same cuts, else float32."""
-    shot_threshold: float = 0.5
-    """Boundary probability from which on a frame ends a shot."""
+    shot_threshold: float | None = None
+    """Boundary probability above which a frame ends a shot; by default the detector's published one, 0.296 for
+    AutoShot and 0.5 for TransNetV2."""
     cache_dtype: CacheDtype = "bf16"
     """How tokens are stored: bfloat16, or int8 with one scale a token."""
     max_side: int | None = None
@@ -106,7 +110,9 @@ class ExtractConfig:
             raise ValueError(f"--fps must be positive, got {self.fps}")
         if self.max_errors is not None and self.max_errors < 0:
             raise ValueError(f"--max-errors must not be negative, got {self.max_errors}")
-        if not 0 < self.shot_threshold < 1:
+        if self.detector == "autoshot" and self.detector_dtype == "bfloat16":
+            raise ValueError("--detector-dtype bfloat16 is for --detector transnetv2; AutoShot computes in float32")
+        if self.shot_threshold is not None and not 0 < self.shot_threshold < 1:
             raise ValueError(f"--shot-threshold must lie between 0 and 1, got {self.shot_threshold}")
         if self.max_candidates < self.num_frames:
             raise ValueError(

@@ -35,8 +35,10 @@ class ServeConfig:
     was trained on."""
     max_frames: int = 256
     """Most frames a request may ask for."""
-    detector: Literal["transnetv2", "none"] = "transnetv2"
+    detector: Literal["transnetv2", "autoshot", "none"] = "transnetv2"
     """Shot detector."""
+    detector_weights: Path | None = None
+    """AutoShot's weights, as for extraction: a file that every node can read."""
     max_new_tokens: int = 256
     """Longest answer, in tokens; requests may ask for less."""
     allowed_media_dir: tuple[Path, ...] = ()

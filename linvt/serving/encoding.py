@@ -37,6 +37,7 @@ class DecodeOrder:
     spec: FeatureSpec
     """`num_frames` is the most frames to keep."""
     detector: str
+    detector_weights: Path | None = None
     fps: float | None
     """Frames to keep per second of video, instead of `spec.num_frames`, which then only bounds them."""
     max_duration_s: float
@@ -50,6 +51,7 @@ def decode_order(
     *,
     spec: FeatureSpec,
     detector: str,
+    detector_weights: Path | None = None,
     max_frames: int,
     max_duration_s: float,
     max_frame_pixels: float,
@@ -77,6 +79,7 @@ def decode_order(
         kind=kind,
         spec=replace(spec, num_frames=num_frames, max_candidates=max_candidates),
         detector=detector,
+        detector_weights=detector_weights,
         fps=options.fps,
         max_duration_s=max_duration_s,
         max_frame_pixels=max_frame_pixels,
@@ -97,7 +100,7 @@ def decode(order: DecodeOrder) -> tuple[VideoRow, np.ndarray | None]:
         return VideoRow.of(planned).quarantined("open", "BeyondLimits", problem), None
     if order.fps is not None and claimed.duration_s is not None:
         spec = replace(spec, num_frames=max(1, min(spec.num_frames, math.ceil(order.fps * claimed.duration_s))))
-    row, frames = decode_input(planned, _detector(order.detector), spec)
+    row, frames = decode_input(planned, _detector(order.detector, order.detector_weights), spec)
     problem = _beyond_limits(order, row.duration_s, None)
     if problem is not None:
         return row.quarantined("decode", "BeyondLimits", problem), None
@@ -121,8 +124,8 @@ def encode(
 
 
 @lru_cache(maxsize=2)
-def _detector(name: str):
-    return load_detector(name, dtype=fast_detector_dtype())
+def _detector(name: str, weights: Path | None):
+    return load_detector(name, weights=weights, dtype=fast_detector_dtype(name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

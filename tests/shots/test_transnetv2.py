@@ -145,7 +145,7 @@ def test_no_detector_is_one_shot() -> None:
 
 @pytest.mark.parametrize("use", [load_detector, detector_fingerprint])
 def test_unknown_detector(use) -> None:
-    with pytest.raises(ValueError, match="unknown shot detector 'scenedetect'; valid: transnetv2, none"):
+    with pytest.raises(ValueError, match="unknown shot detector 'scenedetect'; valid: transnetv2, autoshot, none"):
         use("scenedetect")
 
 
