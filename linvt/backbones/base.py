@@ -16,6 +16,19 @@ Message = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VisionOptions:
+    """Departures from a model's usual vision side. What a cache holds depends on them."""
+
+    full_grid: bool = False
+    """Keep every token of a frame where the model pools the frames of a video (Aquila-VL)."""
+    reset_intermediate: int | None = None
+    """Re-initialise the intermediate layer from this seed: the paper's "w/o alignment" (Table 3)."""
+
+
+PUBLISHED_VISION = VisionOptions()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FrameTokens:
     """What reaches the LLM of each frame: tokens [T, N, C]; `grid` is (rows, columns), or None for an unordered set."""
 

@@ -4,86 +4,63 @@ Shape legend: T frames, N tokens a frame, C hidden size, B batch, L sequence len
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.auto import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from linvt.backbones.base import FrameTokens, Message, Prompt
+from linvt.backbones.base import Message, Prompt, VisionOptions
 from linvt.backbones.frame_side import side_for
+from linvt.backbones.frozen import PARTS, FrozenBackbone, checked_parts, cut_at, is_media
 
-PARTS = frozenset({"vision", "llm"})
 # One image, one tile: what the image-LLM would cut into crops is, for a video, many frames already.
 _ONE_TILE = {"crop_to_patches": False, "do_image_splitting": False, "do_pan_and_scan": False}
 
-_MROPE_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
-
-class GenericBackbone(nn.Module):
+class GenericBackbone(FrozenBackbone):
     """See `Backbone`. `directory` is in the layout of `save_pretrained`."""
 
-    def __init__(self, directory: Path, *, name: str, parts: frozenset[str], dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        name: str,
+        parts: frozenset[str],
+        dtype: torch.dtype,
+        device: torch.device,
+        options: VisionOptions,
+    ):
         super().__init__()
-        self.name, self.parts = name, parts
+        self.name, self.parts, self._directory = name, parts, directory
         config = AutoConfig.from_pretrained(directory)
-        text_config = config.get_text_config()
-        self.hidden_size: int = text_config.hidden_size
+        self.hidden_size = config.get_text_config().hidden_size
         self.model_type: str = config.model_type
-        self.processor = AutoProcessor.from_pretrained(directory)
         model_class = _partial_class(_model_class(config), parts)
-        model, report = model_class.from_pretrained(
+        self.model, report = model_class.from_pretrained(
             directory, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
         _refuse_incomplete(report, directory)
-        self.model: Any = model.to(device)
-        self.model.eval()
-        self.model.requires_grad_(False)
-        self._text: Any = self.processor.tokenizer
-        self.image_token_id: int = _image_token_id(self.processor, config)
+        self._freeze(device)
+
+    @cached_property
+    def processor(self) -> Any:
+        return AutoProcessor.from_pretrained(self._directory)
 
     @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    def text_tokenizer(self) -> Any:
+        return self.processor.tokenizer
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    @property
-    def pad_id(self) -> int:
-        for candidate in (self._text.pad_token_id, self._text.eos_token_id):
-            if candidate is not None:
-                return candidate
-        raise ValueError(f"{self.name}: its text tokenizer has neither a pad nor an end token")
-
-    @property
-    def stop_ids(self) -> list[int]:
-        stop = self.model.generation_config.eos_token_id
-        if stop is None:
-            stop = self._text.eos_token_id
-        return list(stop) if isinstance(stop, list | tuple) else [stop]
+    @cached_property
+    def image_token_id(self) -> int:
+        return _image_token_id(self.processor, self.model.config)
 
     @property
     def max_frame_side(self) -> int:
         return side_for(self.processor.image_processor)
-
-    @torch.no_grad()
-    def encode_frames(self, frames: np.ndarray, *, batch_size: int = 16) -> FrameTokens:
-        self._need("vision")
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
-            raise ValueError(f"frames must be uint8 [T>0, H, W, 3], got {frames.dtype} {frames.shape}")
-        chunks: list[Tensor] = []
-        grid: tuple[int, int] | None = None
-        for start in range(0, len(frames), batch_size):
-            chunk = frames[start : start + batch_size]
-            # A padded batch has the same shape for every video, so its results do not depend on how many frames follow.
-            padded = np.concatenate([chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)])
-            tokens, grid = self._encode_batch(padded)
-            chunks.append(tokens[: len(chunk)])
-        return FrameTokens(tokens=torch.cat(chunks), grid=grid)
 
     def _encode_batch(self, frames: np.ndarray) -> tuple[Tensor, tuple[int, int] | None]:
         processor = self.processor.image_processor
@@ -108,36 +85,13 @@ class GenericBackbone(nn.Module):
         return tokens_TNC, (side, side) if side * side == tokens_TNC.shape[1] else None
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
-        ids = self._ids(self._render(messages, add_generation_prompt=True))
-        segments: list[list[int]] = [[]]
-        for token_id in ids:
-            if token_id == self.image_token_id:
-                segments.append([])
-            else:
-                segments[-1].append(token_id)
-        media = sum(_is_media(part) for m in messages if isinstance(m["content"], list) for part in m["content"])
-        if len(segments) != media + 1:
-            raise ValueError(
-                f"{self.name}: its chat template made {len(segments) - 1} media slots out of {media} media parts"
-            )
-        return Prompt(segments=tuple(tuple(s) for s in segments))
-
-    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
-        asked = self._render(messages, add_generation_prompt=True)
-        turn: Message = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        answered = self._render([*messages, turn], add_generation_prompt=False)
-        if not answered.startswith(asked):
-            raise ValueError(f"{self.name}: its chat template changes the prompt once it is answered: {answered!r}")
-        return self._ids(answered[len(asked) :])
-
-    def text_ids(self, text: str) -> list[int]:
-        return self._ids(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._text.decode(list(ids), skip_special_tokens=True).strip()
-
-    def _ids(self, text: str) -> list[int]:
-        return self._text(text, add_special_tokens=False)["input_ids"]
+        ids = self.text_ids(self._render(messages, add_generation_prompt=True))
+        prompt = cut_at(ids, self.image_token_id)
+        media = sum(is_media(part) for m in messages if isinstance(m["content"], list) for part in m["content"])
+        slots = len(prompt.segments) - 1
+        if slots != media:
+            raise ValueError(f"{self.name}: its chat template made {slots} media slots out of {media} media parts")
+        return prompt
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         # Frames enter by the image path, so a video's slot is an image's slot.
@@ -146,71 +100,17 @@ class GenericBackbone(nn.Module):
                 **m,
                 "content": [{"type": "text", "text": m["content"]}]
                 if isinstance(m["content"], str)
-                else [{"type": "image"} if _is_media(part) else part for part in m["content"]],
+                else [{"type": "image"} if is_media(part) else part for part in m["content"]],
             }
             for m in messages
         ]
         return self.processor.apply_chat_template(shown, add_generation_prompt=add_generation_prompt, tokenize=False)
 
-    def embed(self, ids: Tensor) -> Tensor:
-        self._need("llm")
-        return self.model.get_input_embeddings()(ids)
-
-    def hidden_states(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        self._need("llm")
-        return self._base.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=self.position_ids(mask), use_cache=False
-        ).last_hidden_state
-
     def position_ids(self, mask: Tensor) -> Tensor:
         """Running index over valid tokens: [B, L], or [3, B, L] with t = h = w for the M-RoPE family."""
-        positions_BL = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        return (
-            positions_BL.expand(3, -1, -1)
-            if self.model_type.startswith(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))
-            else positions_BL
-        )
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden)
-
-    @torch.no_grad()
-    def generate(self, embeds: Tensor, mask: Tensor, *, max_new_tokens: int, **sampling: Any) -> list[list[int]]:
-        self._need("llm")
-        sampling.setdefault("do_sample", False)
-        out = self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=self.pad_id,
-            eos_token_id=self.stop_ids,
-            **sampling,
-        )
-        stop = set(self.stop_ids)
-        answers: list[list[int]] = []
-        for row in out.tolist():
-            end = next((i for i, token_id in enumerate(row) if token_id in stop), len(row))
-            answers.append(row[:end])
-        return answers
-
-    def lora_targets(self) -> list[str]:
-        self._need("llm")
-        decoder = self._base.get_decoder()
-        inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear)}
-        return [name for name, module in self._base.named_modules() if id(module) in inside]
-
-    @property
-    def _base(self) -> Any:
-        """The Transformers model, also when PEFT has wrapped it."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-    def _need(self, part: str) -> None:
-        if part not in self.parts:
-            raise ValueError(f"{self.name} was loaded without its {part} part; load_backbone(…, parts={{'{part}'}})")
-
-
-def _is_media(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in ("image", "video")
+        positions_BL = super().position_ids(mask)
+        is_mrope = self.model_type.startswith(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))
+        return positions_BL.expand(3, -1, -1) if is_mrope else positions_BL
 
 
 def _model_class(config: Any) -> Any:
@@ -243,10 +143,7 @@ def _partial_class(model_class: Any, parts: frozenset[str]) -> Any:
 
     Built under the same name, because Transformers looks checkpoint conversions up by it.
     """
-    unknown = parts - PARTS
-    if unknown or not parts:
-        raise ValueError(f"parts must be a non-empty subset of {sorted(PARTS)}, got {sorted(parts)}")
-    if parts == PARTS:
+    if checked_parts(parts) == PARTS:
         return model_class
 
     class Partial(model_class):

@@ -6,9 +6,14 @@ from pathlib import Path
 import torch
 from transformers.models.auto import AutoProcessor
 
+from linvt.backbones.aquila import AquilaBackbone
+from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
 from linvt.backbones.frame_side import side_for
+from linvt.backbones.frozen import FrozenBackbone
 from linvt.backbones.generic import GenericBackbone
+from linvt.backbones.published import PublishedBackbone, read_config
 
+PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone,)
 TINY = "tiny"
 _TINY_DIRECTORY = Path(__file__).parent.parent / "tiny" / "weights" / "image_llm"
 
@@ -30,8 +35,17 @@ def resolve_directory(name: str) -> Path:
         raise ValueError(f"--backbone {name}: not on this disk, and the hub gave no copy ({error})") from error
 
 
+def published_layout(directory: Path) -> type[PublishedBackbone] | None:
+    """The adapter for a checkpoint in its authors' layout; None for one that Transformers loads itself."""
+    config = read_config(directory)
+    return next((layout for layout in PUBLISHED if layout.recognises(config)), None)
+
+
 def max_frame_side(name: str) -> int:
-    """`Backbone.max_frame_side` of a model that need not be loaded: only its image processor is read."""
+    """`Backbone.max_frame_side` of a model that need not be loaded: only its configuration is read."""
+    layout = published_layout(resolve_directory(name))
+    if layout is not None:
+        return layout.frame_side(read_config(resolve_directory(name)))
     return side_for(AutoProcessor.from_pretrained(resolve_directory(name)).image_processor)
 
 
@@ -41,10 +55,15 @@ def load_backbone(
     parts: Collection[str] = ("vision", "llm"),
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-) -> GenericBackbone:
+    options: VisionOptions = PUBLISHED_VISION,
+) -> FrozenBackbone:
     """Loads an image-LLM, or only its "vision" (tower + intermediate layer) or "llm" part. All weights are frozen.
 
-    Raises ValueError for an unknown name, a model that Transformers cannot load natively, or an incomplete checkpoint.
+    Weights of a part that is not asked for are not read. Raises ValueError for an unknown name, a model or a variant
+    that no adapter takes, or a checkpoint that does not fit its architecture.
     """
     directory = resolve_directory(name)
-    return GenericBackbone(directory, name=name, parts=frozenset(parts), dtype=dtype, device=torch.device(device))
+    adapter = published_layout(directory) or GenericBackbone
+    return adapter(
+        directory, name=name, parts=frozenset(parts), dtype=dtype, device=torch.device(device), options=options
+    )

@@ -1,0 +1,65 @@
+"""Parity with the original code of the published image-LLMs, on tiny checkpoints in their layouts.
+
+`LINVT_GOLDEN` may name another folder of the same layout: a folder a model, with config.json, model.safetensors and
+golden.safetensors.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from linvt.backbones import VisionOptions, load_backbone
+
+pytestmark = pytest.mark.golden
+ROOT = Path(os.environ.get("LINVT_GOLDEN", Path(__file__).parents[1] / "golden"))
+MODELS = ("aquila",)
+# Summed in another order, single precision differs by this much; end to end, by a little more.
+TOLERANCE, END_TO_END = 2e-5, 5e-5
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def golden(request) -> tuple[Any, dict[str, torch.Tensor]]:
+    torch.set_num_threads(1)
+    directory = ROOT / request.param
+    backbone = load_backbone(str(directory), options=VisionOptions(full_grid=True))
+    return backbone, load_file(directory / "golden.safetensors")
+
+
+def _logits(backbone: Any, embeds: torch.Tensor) -> torch.Tensor:
+    return backbone.head(backbone.hidden_states(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool)))
+
+
+def _assert_equal(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
+
+
+def _spliced(backbone: Any, golden: dict[str, torch.Tensor], frame_tokens: torch.Tensor) -> torch.Tensor:
+    pieces = [backbone.embed(golden["prefix_ids"]), frame_tokens.flatten(0, 1), backbone.embed(golden["suffix_ids"])]
+    return torch.cat(pieces)[None]
+
+
+def test_golden_frame_tokens(golden):
+    backbone, expected = golden
+    _assert_equal(backbone.encode_pixels(expected["pixel_values"]), expected["frame_tokens"])
+
+
+def test_golden_logits_of_text(golden):
+    backbone, expected = golden
+    _assert_equal(_logits(backbone, backbone.embed(expected["input_ids"])), expected["logits"])
+
+
+def test_golden_logits_behind_frame_tokens(golden):
+    backbone, expected = golden
+    embeds = _spliced(backbone, expected, expected["frame_tokens"])
+    _assert_equal(embeds, expected["spliced_embeds"])
+    _assert_equal(_logits(backbone, embeds), expected["spliced_logits"])
+
+
+def test_golden_logits_from_pixels(golden):
+    backbone, expected = golden
+    embeds = _spliced(backbone, expected, backbone.encode_pixels(expected["pixel_values"]))
+    _assert_equal(_logits(backbone, embeds), expected["spliced_logits"], END_TO_END)
