@@ -93,10 +93,16 @@ class Rule:
     pattern: str
     to: str | Callable[[re.Match[str], Tensor], Iterable[Placed]] | None
 
-    def place(self, match: re.Match[str], tensor: Tensor) -> Iterable[Placed]:
-        if self.to is None:
+    def place(self, name: str, tensor: Tensor) -> Iterable[Placed]:
+        match = re.fullmatch(self.pattern, name)
+        if match is None or self.to is None:
             return ()
         return [Placed(match.expand(self.to), tensor)] if isinstance(self.to, str) else self.to(match, tensor)
+
+
+def rule_for(name: str, rules: Sequence[Rule]) -> Rule | None:
+    """The first rule whose pattern matches."""
+    return next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
 
 
 def fill(model: nn.Module, checkpoint: Checkpoint, rules: Sequence[Rule], parts: Collection[str]) -> None:
@@ -109,14 +115,13 @@ def fill(model: nn.Module, checkpoint: Checkpoint, rules: Sequence[Rule], parts:
     written: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     problems: defaultdict[str, list[str]] = defaultdict(list)
     for name in checkpoint.names:
-        found = next(((r, match) for r in rules if (match := re.fullmatch(r.pattern, name))), None)
-        if found is None:
+        rule = rule_for(name, rules)
+        if rule is None:
             problems["unexpected"].append(name)
             continue
-        rule, match = found
         if rule.part not in parts or rule.to is None:
             continue
-        for placed in rule.place(match, checkpoint.read(name)):
+        for placed in rule.place(name, checkpoint.read(name)):
             target = targets.get(placed.target)
             if target is None:
                 problems["unexpected"].append(f"{name} (for {placed.target})")

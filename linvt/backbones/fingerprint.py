@@ -2,44 +2,58 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from linvt.backbones.loading import resolve_directory
+from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
+from linvt.backbones.checkpoint import Checkpoint
+from linvt.backbones.loading import published_layout, resolve_directory
+from linvt.backbones.published import read_config
 
-# Parts of parameter names that only the vision side and the intermediate layer have, over the published layouts.
+# Parts of parameter names that only the vision side and the intermediate layer have, in Transformers' own layouts.
 _VISION_NAMES = ("vision", "visual", "projector", "connector", "merger", "mm_", "mlp1", "aligner", "image_newline")
 _BYTES = torch.uint8
-_INCIDENTAL = ("text_config", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
+_INCIDENTAL = ("text_config", "llm_config", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
 _PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def vision_fingerprint(name: str) -> str:
-    """sha256 hex over the vision weights (names, dtypes, bytes), the configuration and the preprocessing.
+def vision_fingerprint(name: str, options: VisionOptions = PUBLISHED_VISION) -> str:
+    """sha256 hex over the vision weights (names, dtypes, bytes), the configuration, the preprocessing, the options.
 
-    Raises ValueError if the checkpoint has no safetensors or none of its tensors looks like a vision weight.
+    Raises ValueError if the checkpoint has no safetensors or none of its tensors is a vision weight.
     """
     directory = resolve_directory(name)
+    checkpoint = Checkpoint(directory)
     digest = hashlib.sha256()
     found = 0
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in sorted(tensors.keys()):
-                if not any(part in key for part in _VISION_NAMES):
-                    continue
-                found += 1
-                tensor = tensors.get_tensor(key).contiguous()
-                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.view(-1).view(_BYTES).numpy())
+    for key, tensor in _vision_tensors(directory, checkpoint):
+        found += 1
+        content: Any = tensor.contiguous().view(-1).view(_BYTES).numpy()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(content)
     if not found:
-        raise ValueError(f"{directory}: no safetensors with vision weights; expected names with one of {_VISION_NAMES}")
+        raise ValueError(
+            f"{directory}: no vision weights in its safetensors; expected names with one of {_VISION_NAMES}"
+        )
     for file_name in ("config.json", *_PREPROCESSING_FILES):
         if (directory / file_name).exists():
             content = _without_incidentals(json.loads((directory / file_name).read_text()))
             digest.update(json.dumps(content, sort_keys=True).encode())
+    if options != PUBLISHED_VISION:
+        digest.update(json.dumps(asdict(options), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _vision_tensors(directory: Path, checkpoint: Checkpoint) -> Iterable[tuple[str, torch.Tensor]]:
+    layout = published_layout(directory)
+    if layout is not None:
+        return layout.vision_tensors(read_config(directory), checkpoint)
+    names = (name for name in checkpoint.names if any(part in name for part in _VISION_NAMES))
+    return ((name, checkpoint.read(name)) for name in names)
 
 
 def _without_incidentals(content: Any) -> Any:

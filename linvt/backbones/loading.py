@@ -1,6 +1,8 @@
 """From a name to a backbone."""
 
 from collections.abc import Collection
+from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from linvt.backbones.generic import GenericBackbone
 from linvt.backbones.published import PublishedBackbone, read_config
 
 PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone,)
+ENTRY_POINTS = "linvt.backbones"
+"""The group under which an installed package offers adapters of its own."""
 TINY = "tiny"
 _TINY_DIRECTORY = Path(__file__).parent.parent / "tiny" / "weights" / "image_llm"
 
@@ -38,7 +42,8 @@ def resolve_directory(name: str) -> Path:
 def published_layout(directory: Path) -> type[PublishedBackbone] | None:
     """The adapter for a checkpoint in its authors' layout; None for one that Transformers loads itself."""
     config = read_config(directory)
-    return next((layout for layout in PUBLISHED if layout.recognises(config)), None)
+    offered = (entry.load() for entry in entry_points(group=ENTRY_POINTS))
+    return next((layout for layout in chain(offered, PUBLISHED) if layout.recognises(config)), None)
 
 
 def max_frame_side(name: str) -> int:

@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto import AutoTokenizer
 
 from linvt.backbones.base import Message, Prompt, VisionOptions
-from linvt.backbones.checkpoint import Checkpoint, Rule, fill
+from linvt.backbones.checkpoint import Checkpoint, Rule, fill, rule_for
 from linvt.backbones.conversation import SLOT, ConversationFormat
 from linvt.backbones.frozen import FrozenBackbone, checked_parts
 
@@ -61,7 +61,7 @@ class PublishedBackbone(FrozenBackbone):
         if self.model is not None and (directory / "generation_config.json").exists():
             self.model.generation_config = GenerationConfig.from_pretrained(directory)
         if self.vision is not None and options.reset_intermediate is not None:
-            reset(self.vision.intermediate, seed=options.reset_intermediate)
+            reset(self.vision.get_submodule("intermediate"), seed=options.reset_intermediate)
         self._freeze(device)
 
     # -- what a subclass says ------------------------------------------------------------------------------------------
@@ -101,6 +101,15 @@ class PublishedBackbone(FrozenBackbone):
     @property
     @abstractmethod
     def conversation(self) -> ConversationFormat: ...
+
+    @classmethod
+    def vision_tensors(cls, config: Config, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+        """Name and content of each tensor that frame tokens depend on."""
+        rules = cls.rules(config)
+        for name in checkpoint.names:
+            rule = rule_for(name, rules)
+            if rule is not None and rule.part == "vision" and rule.to is not None:
+                yield name, checkpoint.read(name)
 
     # -- the rest follows ----------------------------------------------------------------------------------------------
 

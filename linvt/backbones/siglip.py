@@ -28,7 +28,7 @@ NAME = "google/siglip-so400m-patch14-384"
 def siglip_config(sizes: Mapping[str, Any]) -> SiglipVisionConfig:
     """The tower's configuration: `sizes` where a checkpoint brings its own, so400m's for the rest."""
     own = {key: value for key, value in sizes.items() if key in _SO400M}
-    return SiglipVisionConfig(**(_SO400M | own), vision_use_head=False)
+    return SiglipVisionConfig.from_dict(_SO400M | own | {"vision_use_head": False})
 
 
 class SiglipTower(nn.Module):
@@ -36,7 +36,7 @@ class SiglipTower(nn.Module):
 
     def __init__(self, config: SiglipVisionConfig, *, num_layers: int, post_norm: bool):
         super().__init__()
-        cut = SiglipVisionConfig(**(config.to_dict() | {"num_hidden_layers": num_layers}))
+        cut = SiglipVisionConfig.from_dict(config.to_dict() | {"num_hidden_layers": num_layers})
         self.model = from_config(SiglipVisionModel, cut)
         if not post_norm:
             self.model.post_layernorm = nn.Identity()
@@ -57,4 +57,5 @@ def siglip_rules(prefix: str, *, num_layers: int, post_norm: bool) -> list[Rule]
 
 
 def siglip_preprocessing(config: SiglipVisionConfig) -> Squeeze:
-    return Squeeze(side=config.image_size, mean=SIGLIP_MEAN, std=SIGLIP_STD)
+    side: Any = config.image_size
+    return Squeeze(side=side, mean=SIGLIP_MEAN, std=SIGLIP_STD)
