@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from linvt.backbones import Backbone, load_backbone
+from linvt.backbones import Backbone, VisionOptions, load_backbone
 from linvt.lora import load_lora
 from linvt.losses import ContrastiveHead
 from linvt.shards import CachedVideo
@@ -303,7 +303,8 @@ class VideoLLM(nn.Module):
         """Brings a saved model back. `backbone` overrides where its image-LLM is found."""
         directory = Path(directory)
         config = read_model_config(directory)
-        loaded = load_backbone(backbone or config["backbone"], parts=parts, dtype=dtype, device=device)
+        options = trained_vision_options(config)
+        loaded = load_backbone(backbone or config["backbone"], parts=parts, dtype=dtype, device=device, options=options)
         tokenizer_config = video_tokenizer_config(config["video_tokenizer"])
         if tokenizer_config.hidden_size != loaded.hidden_size:
             raise ValueError(
@@ -329,6 +330,12 @@ def read_model_config(directory: Path) -> dict[str, Any]:
             f"{file}: format {config.get('format')!r} version {config.get('version')}, expected {FORMAT} 1"
         )
     return config
+
+
+def trained_vision_options(model_config: dict[str, Any]) -> VisionOptions:
+    """How the vision side stood that a saved model's frame tokens came from."""
+    feature = model_config["extraction"].get("feature", {})
+    return VisionOptions(**{f.name: feature[f.name] for f in dataclasses.fields(VisionOptions) if f.name in feature})
 
 
 def video_tokenizer_config(fields: dict[str, Any]) -> LinVTConfig:

@@ -27,6 +27,7 @@ class Encoder:
             parts={"vision"},
             dtype=getattr(torch, asked.encode_dtype),
             device="cuda" if on_gpu else "cpu",
+            options=asked.feature.vision_options,
         )
         self._asked, self._storage = asked, open_storage(uri)
         self._metrics = StageMetrics("encode")

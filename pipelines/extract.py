@@ -21,7 +21,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from linvt.backbones import max_frame_side, vision_fingerprint
+from linvt.backbones import VisionOptions, max_frame_side, vision_fingerprint
 from linvt.extraction.assembly import assemble_shard
 from linvt.extraction.config import ExtractConfig
 from linvt.extraction.existing import (
@@ -155,9 +155,10 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
     detector_dtype = config.detector_dtype
     if detector_dtype == "auto":
         detector_dtype = existing[0].detector_dtype if existing is not None else fast_detector_dtype(config.detector)
+    options = VisionOptions(full_grid=config.full_grid, reset_intermediate=config.reset_intermediate)
     return Extraction(
         feature=FeatureSpec(
-            vision_fingerprint=vision_fingerprint(config.backbone),
+            vision_fingerprint=vision_fingerprint(config.backbone, options),
             max_side=config.max_side or max_frame_side(config.backbone),
             max_candidates=config.max_candidates,
             cache_dtype=config.cache_dtype,
@@ -166,6 +167,8 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
             shot_threshold=config.shot_threshold or published_threshold(config.detector),
             sampling=config.sampling,
             fps=config.fps,
+            full_grid=config.full_grid,
+            reset_intermediate=config.reset_intermediate,
         ),
         samples_per_shard=config.samples_per_shard,
         encode_batch_size=config.encode_batch_size,

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from linvt.backbones import max_frame_side, vision_fingerprint
 from linvt.extraction.identity import FeatureSpec
 from linvt.serving.config import ServeConfig
 from linvt.shots import detector_fingerprint, published_threshold
-from linvt.video_llm import read_model_config
+from linvt.video_llm import read_model_config, trained_vision_options
 from pipelines._chat_server import chat_deployment
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,8 @@ def _feature_spec(config: ServeConfig) -> tuple[FeatureSpec, int]:
     """
     model = read_model_config(config.model)
     trained = model["extraction"].get("feature", {})
-    fingerprint = vision_fingerprint(model["backbone"])
+    options = trained_vision_options(model)
+    fingerprint = vision_fingerprint(model["backbone"], options)
     detector = detector_fingerprint(config.detector, config.detector_weights)
     if trained and trained["vision_fingerprint"] != fingerprint:
         raise ValueError(
@@ -129,6 +130,7 @@ def _feature_spec(config: ServeConfig) -> tuple[FeatureSpec, int]:
         cache_dtype=trained.get("cache_dtype", "bf16"),
         num_frames=num_frames,
         detector=detector,
+        **asdict(options),
         shot_threshold=trained["shot_threshold"] if same_kind else published_threshold(config.detector),
     )
     return spec, model["extraction"].get("encode_batch_size", 16)

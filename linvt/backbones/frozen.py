@@ -29,6 +29,10 @@ class FrozenBackbone(nn.Module, ABC):
     @abstractmethod
     def text_tokenizer(self) -> Any: ...
 
+    @property
+    @abstractmethod
+    def max_frame_side(self) -> int: ...
+
     @abstractmethod
     def _encode_batch(self, frames: np.ndarray) -> tuple[Tensor, tuple[int, int] | None]:
         """Tokens [T, N, C] of uint8 RGB [T, H, W, 3], and their grid."""

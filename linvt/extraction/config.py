@@ -46,6 +46,10 @@ class ExtractConfig:
     image processor can use."""
     max_candidates: int = 256
     """Most decoded frames of a video held in memory, evenly spread; the kept frames are chosen among them."""
+    full_grid: bool = False
+    """Keep every token of a frame where the model's own video path pools them: 27×27 instead of 14×14 for Aquila-VL."""
+    reset_intermediate: int | None = None
+    """Re-initialise the image-LLM's intermediate layer from this seed: the paper's "w/o alignment" (Table 3)."""
     encode_batch_size: int = 16
     """Frames per forward pass of the vision tower. Batches are made inside a video and padded to this size."""
     encode_dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
 from linvt.shards.layout import EXTRACTION, LAYOUT_VERSION, CacheDtype, Sampling
 from linvt.shards.storage import Storage
 from linvt.shots.detectors import DetectorDtype
@@ -25,7 +26,14 @@ class FeatureSpec:
     shot_threshold: float
     sampling: Sampling = "shots"
     fps: float | None = None
+    full_grid: bool = False
+    reset_intermediate: int | None = None
+    """These two as in VisionOptions."""
     layout_version: int = LAYOUT_VERSION
+
+    @property
+    def vision_options(self) -> VisionOptions:
+        return VisionOptions(full_grid=self.full_grid, reset_intermediate=self.reset_intermediate)
 
     @property
     def feature_id(self) -> str:
@@ -34,6 +42,8 @@ class FeatureSpec:
         if self.sampling == "shots":
             # Caches from before there was a choice keep their id.
             del fields["sampling"], fields["fps"]
+        if self.vision_options == PUBLISHED_VISION:
+            del fields["full_grid"], fields["reset_intermediate"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Reading a checkpoint tensor by tensor, and filling a model by rules: every tensor exactly once, or an error by name."""
+"""Reading a checkpoint tensor by tensor, filling a model by rules: each tensor exactly once, or an error by name."""
 
 import json
 

@@ -16,7 +16,7 @@ SPEC = FeatureSpec(
     shot_threshold=0.5,
 )
 ASKED = Extraction(feature=SPEC, samples_per_shard=4, encode_batch_size=8, encode_dtype="float32", threads_per_worker=1)
-_OTHER = {str: "int8", int: 7, float: 0.25}
+_OTHER = {str: "int8", int: 7, float: 0.25, bool: True, type(None): 7}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(FeatureSpec)])
