@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
 
-from linvt.backbones.base import VisionOptions
+from linvt.backbones.base import FrameTokens, VisionOptions
 from linvt.backbones.checkpoint import Rule
 from linvt.backbones.conversation import CHATML, ConversationFormat
 from linvt.backbones.preprocessing import Squeeze
@@ -21,18 +21,16 @@ from linvt.backbones.siglip import NAME, SiglipTower, siglip_config, siglip_prep
 
 
 class _Vision(nn.Module):
-    """Frame tokens [T, N, C] of pixels [T, 3, S, S]: N = P², or ⌈P/2⌉² where they are pooled."""
+    """Frame tokens [T, P², C] of pixels [T, 3, S, S]."""
 
-    def __init__(self, tower: SiglipVisionConfig, hidden_size: int, *, pooled: bool):
+    def __init__(self, tower: SiglipVisionConfig, hidden_size: int):
         super().__init__()
         # The last layer is neither used nor published.
         self.tower = SiglipTower(tower, num_layers=tower.num_hidden_layers - 1, post_norm=False)
         self.intermediate = mlp(tower.hidden_size, hidden_size)
-        self.pooled = pooled
 
     def forward(self, pixels: Tensor) -> Tensor:
-        tokens_TNC = self.intermediate(self.tower(pixels))
-        return halve_grid(tokens_TNC) if self.pooled else tokens_TNC
+        return self.intermediate(self.tower(pixels))
 
 
 def halve_grid(tokens: Tensor) -> Tensor:
@@ -67,7 +65,7 @@ class AquilaBackbone(PublishedBackbone):
 
     @staticmethod
     def build_vision(config: Config, options: VisionOptions) -> nn.Module:
-        return _Vision(_tower(config), config["hidden_size"], pooled=not options.full_grid)
+        return _Vision(_tower(config), config["hidden_size"])
 
     @staticmethod
     def build_llm(config: Config) -> nn.Module:
@@ -86,6 +84,12 @@ class AquilaBackbone(PublishedBackbone):
     @staticmethod
     def preprocessing(config: Config) -> Squeeze:
         return siglip_preprocessing(_tower(config))
+
+    def pool_video_frames(self, tokens: Tensor, grid: tuple[int, int] | None) -> FrameTokens:
+        if self.options.full_grid:
+            return FrameTokens(tokens=tokens, grid=grid)
+        pooled_TNC = halve_grid(tokens)
+        return FrameTokens(tokens=pooled_TNC, grid=self.grid(pooled_TNC.shape[1]))
 
     @property
     def conversation(self) -> ConversationFormat:

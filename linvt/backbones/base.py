@@ -5,12 +5,13 @@ Shape legend: T frames, H×W pixels, N visual tokens a frame, C hidden size of t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+MediaKind = Literal["video", "image"]
 Message = dict[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": str | [{"type": "text" | "image" | "video", …}]}`."""
 
@@ -82,8 +83,11 @@ class Backbone(Protocol):
         """Pixels on the longer side beyond which a decoded frame gains nothing."""
         ...
 
-    def encode_frames(self, frames: np.ndarray, *, batch_size: int = 16) -> FrameTokens:
-        """Vision tower and intermediate layer on uint8 RGB [T, H, W, 3], in batches padded to `batch_size`."""
+    def encode_frames(self, frames: np.ndarray, *, batch_size: int = 16, kind: MediaKind = "video") -> FrameTokens:
+        """Vision tower and intermediate layer on uint8 RGB [T, H, W, 3], in batches padded to `batch_size`.
+
+        Frames of any video get one grid. An image gets the tokens that the image-LLM itself would see, of one tile.
+        """
         ...
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:

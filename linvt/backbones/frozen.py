@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linvt.backbones.base import FrameTokens, Message, Prompt
+from linvt.backbones.base import FrameTokens, MediaKind, Message, Prompt
 
 PARTS = frozenset({"vision", "llm"})
 
@@ -72,10 +72,12 @@ class FrozenBackbone(nn.Module, ABC):
         return list(stop) if isinstance(stop, list | tuple) else [stop]
 
     @torch.no_grad()
-    def encode_frames(self, frames: np.ndarray, *, batch_size: int = 16) -> FrameTokens:
+    def encode_frames(self, frames: np.ndarray, *, batch_size: int = 16, kind: MediaKind = "video") -> FrameTokens:
         self._need("vision")
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
             raise ValueError(f"frames must be uint8 [T>0, H, W, 3], got {frames.dtype} {frames.shape}")
+        if kind == "video":
+            frames = self.fit_video_frames(frames)
         chunks: list[Tensor] = []
         grid: tuple[int, int] | None = None
         for start in range(0, len(frames), batch_size):
@@ -84,7 +86,18 @@ class FrozenBackbone(nn.Module, ABC):
             padded = np.concatenate([chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)])
             tokens, grid = self._encode_batch(padded)
             chunks.append(tokens[: len(chunk)])
-        return FrameTokens(tokens=torch.cat(chunks), grid=grid)
+        tokens_TNC = torch.cat(chunks)
+        return (
+            self.pool_video_frames(tokens_TNC, grid) if kind == "video" else FrameTokens(tokens=tokens_TNC, grid=grid)
+        )
+
+    def fit_video_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Frames as a video's are shown to the model; a model whose grid follows a picture's shape gives them one."""
+        return frames
+
+    def pool_video_frames(self, tokens: Tensor, grid: tuple[int, int] | None) -> FrameTokens:
+        """Tokens [T, N, C] as a video's frames have them, where the model's own video path makes fewer of them."""
+        return FrameTokens(tokens=tokens, grid=grid)
 
     def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
         asked = self._render(messages, add_generation_prompt=True)

@@ -49,7 +49,7 @@ class PublishedBackbone(FrozenBackbone):
         options: VisionOptions,
     ):
         super().__init__()
-        self.name, self.parts, self._directory = name, checked_parts(parts), directory
+        self.name, self.parts, self.options, self._directory = name, checked_parts(parts), options, directory
         self.config = read_config(directory)
         self.check(self.config)
         with _uninitialised(dtype, device):

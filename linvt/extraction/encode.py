@@ -27,8 +27,9 @@ def encode_input(
     tokens that are not finite, quarantine the input.
     """
     started = time.perf_counter()
+    assert row.kind is not None
     try:
-        encoded = backbone.encode_frames(frames, batch_size=batch_size)
+        encoded = backbone.encode_frames(frames, batch_size=batch_size, kind=row.kind)
     except ValueError as error:
         _, height, width, _ = frames.shape
         if min(height, width) >= _SMALL_SIDE and max(height, width) <= _THIN_ASPECT * min(height, width):

@@ -1,4 +1,4 @@
-"""What every adapter of a published layout must do beside parity: the checks that need no reference, parts, training."""
+"""What every adapter of a published layout must do beside parity: checks that need no reference, parts, training."""
 
 import re
 from pathlib import Path

@@ -188,7 +188,7 @@ def test_tokens_that_are_not_finite_quarantine_the_input(tmp_path):
 
 def test_frames_of_a_shape_that_the_image_llm_refuses_quarantine_the_input(tmp_path):
     class Picky:
-        def encode_frames(self, frames, *, batch_size):
+        def encode_frames(self, frames, *, batch_size, kind):
             Qwen2VLImageProcessor()(images=list(frames), return_tensors="pt")
             raise ValueError("something else")
 
