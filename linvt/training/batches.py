@@ -8,6 +8,7 @@ Shape legend: V videos, I images, T frames, N tokens a frame, C hidden size, B s
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,8 +49,8 @@ class Batch:
     """[V, T] bool."""
     times: Tensor
     """[V, T] in [0, 1]."""
-    images: Tensor
-    """[I, N, C]: they go past LinVT untouched."""
+    images: tuple[Tensor, ...]
+    """[N, C] each, N the image's own: they go past LinVT untouched."""
     sequences: tuple[TokenSequence, ...]
     """B sequences, those about videos first."""
     media_index: Tensor
@@ -66,17 +67,18 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         fields = {name: getattr(self, name) for name in self.__slots__}
-        return replace(self, **{name: f.to(device) for name, f in fields.items() if isinstance(f, Tensor)})
+        moved: dict[str, Any] = {name: f.to(device) for name, f in fields.items() if isinstance(f, Tensor)}
+        return replace(self, images=tuple(image.to(device) for image in self.images), **moved)
 
 
 def collate(visits: Sequence[Visit], backbone: Backbone) -> Batch:
-    """One step's tensors, on the CPU, in the cache's dtype. Raises ValueError on visits of unlike token counts."""
+    """One step's tensors, on the CPU, in the cache's dtype. Raises ValueError on videos of unlike token counts."""
     videos = [visit for visit in visits if visit.video.kind == "video"]
     images = [visit for visit in visits if visit.video.kind == "image"]
-    shapes = {tuple(visit.video.tokens.shape[1:]) for visit in visits}
-    if len(shapes) != 1:
-        raise ValueError(f"frames in a batch must share one [N, C], got {sorted(shapes)}; batch each grid apart")
-    (n, c) = shapes.pop()
+    shapes = {tuple(visit.video.tokens.shape[1:]) for visit in videos}
+    if len(shapes) > 1:
+        raise ValueError(f"videos in a batch must share one [N, C], got {sorted(shapes)}; batch each grid apart")
+    (n, c) = shapes.pop() if shapes else visits[0].video.tokens.shape[1:]
     longest = max((len(visit.video.tokens) for visit in videos), default=1)
     dtype = visits[0].video.tokens.dtype
     tokens = torch.zeros(len(videos), longest, n, c, dtype=dtype)
@@ -102,7 +104,7 @@ def collate(visits: Sequence[Visit], backbone: Backbone) -> Batch:
         tokens=tokens,
         frame_mask=frame_mask,
         times=times,
-        images=torch.stack([v.video.tokens[0] for v in images]) if images else torch.zeros(0, n, c, dtype=dtype),
+        images=tuple(visit.video.tokens[0] for visit in images),
         sequences=tuple(sequences),
         media_index=torch.tensor(media_index, dtype=torch.long),
         num_video_sequences=len(instructions),

@@ -156,12 +156,12 @@ def _check_left_out(left_out: list[LeftOut], num_media: int, max_share: float, c
     )
 
 
-def one_token_count(cache: Cache) -> int:
-    """N, the tokens of a frame. Raises ValueError for a cache in which it varies: a batch needs one."""
-    counts = sorted(set(cache.index["tokens_per_frame"].to_pylist()))
-    if len(counts) != 1:
+def require_one_token_count(cache: Cache) -> None:
+    """Raises ValueError for a cache in which videos have frames of unlike token counts: a batch needs one."""
+    columns = (cache.index[name].to_pylist() for name in ("kind", "tokens_per_frame"))
+    counts = sorted({count for kind, count in zip(*columns) if kind == "video"})
+    if len(counts) > 1:
         raise ValueError(
             f"{cache.storage.uri} holds frames of {len(counts)} different token counts ({counts[:5]} …), and training "
             "batches need one; extract with a backbone that gives every frame the same number of tokens"
         )
-    return counts[0]

@@ -39,7 +39,7 @@ class FlopCounter:
     def sequence_tokens(self, batch: Batch) -> int:
         """n: text and visual tokens of all sequences, without padding."""
         text = sum(len(sequence.before) + len(sequence.after) for sequence in batch.sequences)
-        images = (len(batch.sequences) - batch.num_video_sequences) * batch.images.shape[1]
+        images = sum(len(batch.images[i]) for i in batch.media_index[batch.num_video_sequences :].tolist())
         return text + images + self._video_tokens(batch)
 
     def flops(self, batch: Batch, *, answer_tokens: int) -> float:

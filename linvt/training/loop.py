@@ -23,7 +23,7 @@ from linvt.training.batches import Batch, collate
 from linvt.training.checkpoint import CheckpointState, Cursor, latest_checkpoint, load_checkpoint, save_checkpoint
 from linvt.training.config import TrainConfig
 from linvt.training.context import TrainContext
-from linvt.training.data import VisitSet, one_token_count, plan_visits
+from linvt.training.data import VisitSet, plan_visits, require_one_token_count
 from linvt.training.engine import Engine
 from linvt.training.flops import FlopCounter
 from linvt.training.metrics import Meter, MetricsLog
@@ -216,7 +216,7 @@ def load_held_out_visits(config: TrainConfig) -> VisitSet | None:
 
 def _load_visits(config: TrainConfig, cache_uri: str, annotations: tuple[str, ...]) -> VisitSet:
     cache = read_cache(cache_uri)
-    one_token_count(cache)
+    require_one_token_count(cache)
     return plan_visits(
         cache,
         read_annotations(annotations, config.format),

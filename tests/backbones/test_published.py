@@ -18,7 +18,6 @@ from tests.backbones.text_tokenizer import save_with_text_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SPECIAL_TOKENS = {"aquila": ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
-NUM_TOKENS = 4
 
 
 @pytest.fixture(scope="module", params=SPECIAL_TOKENS)
@@ -75,8 +74,9 @@ def _visit(seed: int, kind: str, channels: int) -> Visit:
         video_id=f"{seed}.mp4",
         uri=f"{seed}.mp4",
         sha256="0" * 64,
-        tokens=torch.randn(frames, NUM_TOKENS, channels, generator=generator).to(torch.bfloat16),
-        grid=(2, 2),
+        # An image keeps as many tokens as the image-LLM would see of it.
+        tokens=torch.randn(frames, 9 if kind == "image" else 4, channels, generator=generator).to(torch.bfloat16),
+        grid=(3, 3) if kind == "image" else (2, 2),
         timestamps_s=tuple(float(i) for i in range(frames)),
         duration_s=float(frames),
         shots=((0.0, float(frames)),),

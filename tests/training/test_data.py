@@ -8,7 +8,7 @@ from linvt.backbones import load_backbone
 from linvt.read_ahead import read_ahead
 from linvt.shards import read_cache
 from linvt.training.batches import CAPTION_INSTRUCTION, collate
-from linvt.training.data import one_token_count, plan_visits
+from linvt.training.data import plan_visits, require_one_token_count
 from tests.shards.cache_builder import save_cache
 from tests.training.inputs import TOKENS_PER_FRAME, write_inputs
 
@@ -133,7 +133,7 @@ def test_images_are_visits_of_stage_2(tmp_path):
 def test_frames_of_unlike_token_counts_are_refused(tmp_path):
     save_cache(tmp_path, {"a": torch.zeros(2, 4, 8), "b": torch.zeros(2, 6, 8)})
     with pytest.raises(ValueError, match=r"2 different token counts \(\[4, 6\]"):
-        one_token_count(read_cache(str(tmp_path)))
+        require_one_token_count(read_cache(str(tmp_path)))
 
 
 def test_reading_ahead_keeps_the_order_and_goes_ahead_only_so_far():
