@@ -48,8 +48,9 @@ def main() -> None:
         load_backbone(directory)
         whole, *parts = (loading(directory, part) for part in PARTS)
         for names, read in zip(("whole", "vision", "llm"), (whole, *parts)):
+            share = read.nbytes / whole.nbytes
             print(
-                f"| {Path(directory).name} | {names} | {read.tensors} | {read.nbytes:,} | {read.nbytes / whole.nbytes:.2f} "
+                f"| {Path(directory).name} | {names} | {read.tensors} | {read.nbytes:,} | {share:.2f} "
                 f"| {read.peak_bytes:,} | {read.peak_bytes / whole.peak_bytes:.2f} |",
                 flush=True,
             )
