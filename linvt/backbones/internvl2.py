@@ -133,12 +133,12 @@ class InternVL2Backbone(PublishedBackbone):
 
     @staticmethod
     def build_llm(config: Config) -> nn.Module:
+        llm = config["llm_config"]
         # The original never ties the head to the embeddings, whatever its LLM did by itself.
-        sizes = {key: config["llm_config"][key] for key in _LLM_SIZES} | {"tie_word_embeddings": False}
+        sizes: dict[str, Any] = {key: llm[key] for key in _LLM_SIZES} | {"tie_word_embeddings": False}
         if _llm(config) == _QWEN2:
             return from_config(Qwen2ForCausalLM, Qwen2Config(**sizes))
-        scaling = config["llm_config"].get("rope_scaling")
-        return from_config(LlamaForCausalLM, LlamaConfig(**sizes, rope_scaling=scaling))
+        return from_config(LlamaForCausalLM, LlamaConfig(**sizes, rope_parameters=_rope(llm)))
 
     @staticmethod
     def rules(config: Config) -> Sequence[Rule]:
@@ -184,6 +184,13 @@ class InternVL2Backbone(PublishedBackbone):
 def _llm(config: Config) -> str:
     """The class of the LLM inside."""
     return (config.get("llm_config", {}).get("architectures") or ["no llm_config"])[0]
+
+
+def _rope(llm: Config) -> dict[str, Any]:
+    """Rotary embeddings, whose base grows with the sequence once it is longer than `max_position_embeddings`."""
+    scaling = llm.get("rope_scaling")
+    scaled = {"rope_type": scaling["type"], "factor": scaling["factor"]} if scaling else {"rope_type": "default"}
+    return {**scaled, "rope_theta": llm["rope_theta"]}
 
 
 def _flattened(config: Mapping[str, Any]) -> Config:
