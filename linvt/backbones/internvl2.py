@@ -63,7 +63,6 @@ _LLM_SIZES = (
     "max_position_embeddings",
     "rms_norm_eps",
     "rope_theta",
-    "eos_token_id",
 )
 _SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 
@@ -135,7 +134,8 @@ class InternVL2Backbone(PublishedBackbone):
     def build_llm(config: Config) -> nn.Module:
         llm = config["llm_config"]
         # The original never ties the head to the embeddings, whatever its LLM did by itself.
-        sizes: dict[str, Any] = {key: llm[key] for key in _LLM_SIZES} | {"tie_word_embeddings": False}
+        sizes: dict[str, Any] = {key: llm[key] for key in _LLM_SIZES}
+        sizes |= {"eos_token_id": llm.get("eos_token_id"), "tie_word_embeddings": False}
         if _llm(config) == _QWEN2:
             return from_config(Qwen2ForCausalLM, Qwen2Config(**sizes))
         return from_config(LlamaForCausalLM, LlamaConfig(**sizes, rope_parameters=_rope(llm)))
@@ -160,12 +160,16 @@ class InternVL2Backbone(PublishedBackbone):
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        # Neither file is asked what class it wants: that of the larger ones comes with code of its own.
+        # AutoTokenizer would offer to run the checkpoint's own code, which its config.json names.
         if (self._directory / "tokenizer.json").exists():
             return super().text_tokenizer
-        if _llm(self.config) == _QWEN2:
-            return Qwen2Tokenizer.from_pretrained(self._directory)
-        return internlm2_tokenizer(self._directory)
+        if _llm(self.config) == _INTERNLM2:
+            return internlm2_tokenizer(self._directory)
+        # Without these, Qwen2Tokenizer is one that knows no text, and does not say so.
+        absent = [name for name in ("vocab.json", "merges.txt") if not (self._directory / name).exists()]
+        if absent:
+            raise ValueError(f"{self._directory}: neither tokenizer.json nor {absent}; expected a text tokenizer")
+        return Qwen2Tokenizer.from_pretrained(self._directory)
 
     @property
     def conversation(self) -> ConversationFormat:

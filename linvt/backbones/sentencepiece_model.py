@@ -4,6 +4,7 @@ It reads the protocol buffer itself, and hands its pieces and the merges that fo
 """
 
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,9 +75,12 @@ def tokenizer_from_sentencepiece(path: Path, added: dict[int, AddedToken]) -> Pr
     _check(model, path)
     texts = {i: piece.text for i, piece in enumerate(model.pieces)} | {i: token.content for i, token in added.items()}
     vocabulary = {text: i for i, text in texts.items()}
-    absent = {UNKNOWN, BEGIN, END} - vocabulary.keys()
-    if absent or len(vocabulary) != len(texts):
-        raise ValueError(f"{path}: its pieces and added tokens repeat one, or lack {sorted(absent)}")
+    repeated = [text for text, times in Counter(texts.values()).items() if times > 1]
+    if repeated:
+        raise ValueError(f"{path}: of its pieces and the added tokens, several are {repeated}; expected one id to each")
+    absent = sorted({UNKNOWN, BEGIN, END} - vocabulary.keys())
+    if absent:
+        raise ValueError(f"{path}: none of its pieces is {absent}; expected InternLM2's special tokens")
     kept = [piece for i, piece in enumerate(model.pieces) if i not in added]
     bpe = models.BPE(
         vocab=vocabulary,

@@ -159,6 +159,13 @@ def test_no_code_of_a_checkpoint_is_asked_for(published, monkeypatch):
     assert load_backbone(backbone.name, parts={"llm"}).text_ids("Hi") == backbone.text_ids("Hi")
 
 
+@pytest.mark.parametrize(("model", "named"), zip(MODELS, ("merges.txt", "tokenizer.model")))
+def test_a_missing_text_tokenizer_is_told(model, named):
+    backbone = load_backbone(str(ROOT / model), parts={"llm"})
+    with pytest.raises(ValueError, match=rf"neither tokenizer\.json nor .*{named}.*expected a text tokenizer"):
+        backbone.text_ids("Hi")
+
+
 # -- pixels ------------------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +273,7 @@ def test_parts_read_only_their_tensors_and_agree_with_the_whole(directory, backb
     ids = torch.tensor([[5, 9, 11, 60]])
     for part, prefixes in (("vision", ("vision_model.", "mlp1.")), ("llm", ("language_model.",))):
         own = [tensor for name, tensor in state.items() if name.startswith(prefixes)]
-        alone = load_backbone(str(directory), parts={part})
+        alone: Any = load_backbone(str(directory), parts={part})
         assert (alone.checkpoint.tensors_read, alone.checkpoint.bytes_read) == (len(own), sum(t.nbytes for t in own))
         if part == "vision":
             assert torch.equal(alone.encode_frames(frames).tokens, backbone.encode_frames(frames).tokens)
@@ -282,7 +289,7 @@ def test_parts_read_only_their_tensors_and_agree_with_the_whole(directory, backb
 @pytest.mark.parametrize("model", MODELS)
 def test_bfloat16_stays_close(model):
     golden = load_file(ROOT / model / "golden.safetensors")
-    backbone = load_backbone(str(ROOT / model), dtype=torch.bfloat16)
+    backbone: Any = load_backbone(str(ROOT / model), dtype=torch.bfloat16)
     tokens = backbone.encode_pixels(golden["pixel_values"])
     logits = _logits(backbone, _spliced(backbone, golden, tokens))
     assert {tokens.dtype, logits.dtype} == {torch.bfloat16}

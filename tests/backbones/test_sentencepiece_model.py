@@ -79,5 +79,12 @@ def test_what_is_no_model_is_refused(tmp_path):
 def test_an_added_token_that_repeats_a_piece_is_refused(tmp_path):
     shutil.copyfile(FILES / "tokenizer.model", tmp_path / "tokenizer.model")
     (tmp_path / "added_tokens.json").write_text(json.dumps({"an": 430}))
-    with pytest.raises(ValueError, match="repeat one"):
+    with pytest.raises(ValueError, match=r"several are \['an'\]"):
+        internlm2_tokenizer(tmp_path)
+
+
+def test_special_tokens_that_were_renamed_are_refused(tmp_path):
+    shutil.copyfile(FILES / "tokenizer.model", tmp_path / "tokenizer.model")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<bos>": 1}))
+    with pytest.raises(ValueError, match=r"none of its pieces is \['<s>'\]"):
         internlm2_tokenizer(tmp_path)
