@@ -103,22 +103,19 @@ class InternVL2Backbone(PublishedBackbone):
 
     @staticmethod
     def check(config: Config) -> None:
-        given = _DEFAULTS | _flattened(config)
         llm = _llm(config)
         if llm not in _TEMPLATES:
             raise ValueError(f"an InternVL2 on {llm} is not supported; expected one of {sorted(_TEMPLATES)}")
+        given = _DEFAULTS | _flattened(config)
         expected = _EXPECTED | _EXPECTED_OF_LLM[llm] | {"template": _TEMPLATES[llm]}
-        image_size = given.get("vision_config.image_size")
         if given.get("force_image_size") is not None:
-            expected["force_image_size"] = image_size
+            expected["force_image_size"] = given.get("vision_config.image_size")
+        if llm == _INTERNLM2 and (given["llm_config.rope_scaling"] or {}).get("type", "dynamic") != "dynamic":
+            expected["llm_config.rope_scaling"] = "None, or of type dynamic"
         other = {key: given.get(key) for key, value in expected.items() if given.get(key) != value}
-        scaling = given.get("llm_config.rope_scaling")
-        if llm == _INTERNLM2 and scaling is not None and scaling.get("type") != "dynamic":
-            other["llm_config.rope_scaling"], expected["llm_config.rope_scaling"] = scaling, "None or of type dynamic"
         if other:
-            raise ValueError(
-                f"an InternVL2 on {llm} with {other} is not supported; expected { ({k: expected[k] for k in other}) }"
-            )
+            wanted = {key: expected[key] for key in other}
+            raise ValueError(f"an InternVL2 on {llm} with {other} is not supported; expected {wanted}")
         sizes = [f"vision_config.{key}" for key in _VISION_SIZES] + [f"llm_config.{key}" for key in _LLM_SIZES]
         missing = [key for key in sizes if given.get(key) is None]
         if missing:
@@ -187,7 +184,7 @@ class InternVL2Backbone(PublishedBackbone):
 
 def _llm(config: Config) -> str:
     """The class of the LLM inside."""
-    return (config.get("llm_config", {}).get("architectures") or ["no llm_config"])[0]
+    return ((config.get("llm_config") or {}).get("architectures") or ["an LLM without a name"])[0]
 
 
 def _rope(llm: Config) -> dict[str, Any]:
@@ -199,8 +196,8 @@ def _rope(llm: Config) -> dict[str, Any]:
 
 def _flattened(config: Mapping[str, Any]) -> Config:
     """`config`, and its LLM's and tower's entries as "llm_config.NAME" and "vision_config.NAME"."""
-    inner = {f"{part}.{key}": v for part in ("vision_config", "llm_config") for key, v in config.get(part, {}).items()}
-    return {**config, **inner}
+    parts = ("vision_config", "llm_config")
+    return {**config, **{f"{part}.{key}": value for part in parts for key, value in (config.get(part) or {}).items()}}
 
 
 def _tower_rules() -> list[Rule]:

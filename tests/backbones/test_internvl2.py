@@ -159,7 +159,7 @@ def test_no_code_of_a_checkpoint_is_asked_for(published, monkeypatch):
     assert load_backbone(backbone.name, parts={"llm"}).text_ids("Hi") == backbone.text_ids("Hi")
 
 
-@pytest.mark.parametrize(("model", "named"), zip(MODELS, ("merges.txt", "tokenizer.model")))
+@pytest.mark.parametrize(("model", "named"), list(zip(MODELS, ("merges.txt", "tokenizer.model"))))
 def test_a_missing_text_tokenizer_is_told(model, named):
     backbone = load_backbone(str(ROOT / model), parts={"llm"})
     with pytest.raises(ValueError, match=rf"neither tokenizer\.json nor .*{named}.*expected a text tokenizer"):
@@ -303,7 +303,7 @@ def test_bfloat16_stays_close(model):
 VARIANTS = [
     ("internvl2_qwen2", {"llm_config": {"architectures": ["Phi3ForCausalLM"]}}, r"InternVL2 on Phi3ForCausalLM is not"),
     ("internvl2_qwen2", {"llm_config": {"architectures": ["LlamaForCausalLM"]}}, r"InternVL2 on LlamaForCausalLM"),
-    ("internvl2_qwen2", {"llm_config": {"architectures": None}}, r"InternVL2 on no llm_config is not"),
+    ("internvl2_qwen2", {"llm_config": {"architectures": None}}, r"on an LLM without a name is not"),
     ("internvl2_internlm2", {"vision_config": {"qk_normalization": True}}, r"'vision_config.qk_normalization': True"),
     ("internvl2_internlm2", {"vision_config": {"norm_type": "rms_norm"}}, r"'vision_config.norm_type': 'rms_norm'"),
     ("internvl2_internlm2", {"vision_config": {"qkv_bias": False}}, r"'vision_config.qkv_bias': False"),
@@ -321,6 +321,7 @@ VARIANTS = [
     ("internvl2_qwen2", {"pad2square": True}, r"'pad2square': True"),
     ("internvl2_qwen2", {"use_llm_lora": 16}, r"'use_llm_lora': 16"),
     ("internvl2_qwen2", {"use_backbone_lora": 16}, r"'use_backbone_lora': 16"),
+    ("internvl2_qwen2", {"vision_config": None}, r"'vision_config.norm_type': None"),
     ("internvl2_qwen2", {"llm_config": {"rope_theta": None}}, r"does not say \['llm_config.rope_theta'\]"),
     ("internvl2_qwen2", {"vision_config": {"intermediate_size": 96}}, r"does not fit.*mis-shaped: .*fc1.*64.*96"),
     ("internvl2_internlm2", {"llm_config": {"num_hidden_layers": 3}}, r"does not fit.*missing: .*layers\.2\."),

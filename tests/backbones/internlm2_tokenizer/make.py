@@ -10,7 +10,7 @@ import random
 import re
 from pathlib import Path
 
-import sentencepiece
+import sentencepiece  # pyright: ignore[reportMissingImports]
 
 HERE = Path(__file__).parent
 TRAINED_ON = [
