@@ -24,6 +24,7 @@ from linvt.backbones.conversation import SLOT, ConversationFormat
 from linvt.backbones.frozen import FrozenBackbone, checked_parts
 
 Config = dict[str, Any]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 class PublishedBackbone(FrozenBackbone):
@@ -115,9 +116,13 @@ class PublishedBackbone(FrozenBackbone):
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        # AutoTokenizer goes by the config's model_type, and would rebuild some of what tokenizer.json already says.
-        is_complete = (self._directory / "tokenizer.json").exists()
-        return (PreTrainedTokenizerFast if is_complete else AutoTokenizer).from_pretrained(self._directory)
+        found = [name for name in _TOKENIZER_FILES if (self._directory / name).exists()]
+        if not found:  # Some tokenizers' classes would then know no text, and not say so.
+            raise ValueError(f"{self._directory}: none of {_TOKENIZER_FILES}; expected a text tokenizer")
+        if "tokenizer.json" in found:
+            # AutoTokenizer goes by the config's model_type, and would rebuild some of what this file already says.
+            return PreTrainedTokenizerFast.from_pretrained(self._directory)
+        return AutoTokenizer.from_pretrained(self._directory, trust_remote_code=False)
 
     @property
     def stop_ids(self) -> list[int]:
