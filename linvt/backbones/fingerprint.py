@@ -9,8 +9,12 @@ from safetensors import safe_open
 
 from linvt.backbones.loading import resolve_directory
 
-# Parts of parameter names that only the vision side and the intermediate layer have, over the published layouts.
-_VISION_NAMES = ("vision", "visual", "projector", "connector", "merger", "mm_", "mlp1", "aligner", "image_newline")
+# Parts of parameter names that only the vision side and the intermediate layer have, over the published layouts; and
+# Molmo's new token embeddings, of which its frame tokens hold one.
+_VISION_NAMES = (
+    *("vision", "visual", "projector", "connector", "merger", "mm_", "mlp1", "aligner", "image_newline"),
+    "new_embedding",
+)
 _BYTES = torch.uint8
 _INCIDENTAL = ("text_config", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
 _PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")

@@ -11,9 +11,10 @@ from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
 from linvt.backbones.frame_side import side_for
 from linvt.backbones.frozen import FrozenBackbone
 from linvt.backbones.generic import GenericBackbone
+from linvt.backbones.molmo import MolmoBackbone
 from linvt.backbones.published import PublishedBackbone, read_config
 
-PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone,)
+PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone, MolmoBackbone)
 TINY = "tiny"
 _TINY_DIRECTORY = Path(__file__).parent.parent / "tiny" / "weights" / "image_llm"
 
