@@ -55,7 +55,8 @@ class MolmoConversation(ConversationFormat):
         return ConversationFormat.render(behind_media, turns, add_generation_prompt=add_generation_prompt)
 
 
-# Each row of an image's patches ends in <im_col>. Video tokens stand for no place in a frame, so they have no rows.
+# Published, each row of an image's tokens ends in <im_col>. Video tokens stand for no place in a frame, so they have no
+# rows; and an image goes the way of a frame.
 CONVERSATION = MolmoConversation(
     begin="<|endoftext|>",
     system="",
@@ -76,10 +77,11 @@ class MolmoBackbone(PublishedBackbone):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         ids = self._new_token_ids()
-        if self.vision is not None:
+        vision: Any = self.vision
+        if vision is not None:
             row = ids["<im_patch>"] - self.config["embedding_size"]
             with torch.no_grad():
-                self.vision.image_token.copy_(self.checkpoint.read_rows(_NEW_EMBEDDING, row, row + 1)[0])
+                vision.image_token.copy_(self.checkpoint.read_rows(_NEW_EMBEDDING, row, row + 1)[0])
 
     @staticmethod
     def recognises(config: Config) -> bool:
@@ -141,8 +143,8 @@ class MolmoBackbone(PublishedBackbone):
 
     def _encode_batch(self, frames: np.ndarray) -> tuple[Tensor, tuple[int, int] | None]:
         preprocess = self.preprocessing(self.config)
-        # The published processor hands the masks of an image and its crops on shifted by one, so that the whole image
-        # gets its first crop's. Of an image that fits the tower, the only crop is the image: so it is for every frame.
+        # The model was trained with masks shifted by one: the whole image got the mask of its first crop. An image that
+        # fits into the tower has one crop, itself; every frame is taken for such an image.
         share_TP = preprocess.image_share(*frames.shape[1:3]).expand(len(frames), -1)
         tokens = self.encode_pixels(preprocess(frames), share_TP)
         return tokens, self.grid(tokens.shape[1])

@@ -160,7 +160,8 @@ def letterbox(config: Config) -> Letterbox:
 def vision_rules(config: Config) -> list[Rule]:
     """Fills `vision` from what is published under `model.vision_backbone`."""
     tower = clip_config(config)
-    kept = "|".join(map(str, range(tower.num_hidden_layers + max(_READ) + 1)))
+    num_kept = tower.num_hidden_layers + max(_READ) + 1
+    kept, above = ("|".join(map(str, n)) for n in (range(num_kept), range(num_kept, tower.num_hidden_layers)))
     backbone, model = r"model\.vision_backbone\.", "vision.tower.model."
     vit = rf"{backbone}image_vit\."
     block = rf"{vit}transformer\.resblocks\."
@@ -180,7 +181,7 @@ def vision_rules(config: Config) -> list[Rule]:
             Rule("vision", rf"{block}({kept})\.{theirs}\.(\w+)", rf"{model}encoder.layers.\1.{ours}.\2")
             for theirs, ours in _LAYER_NAMES.items()
         ),
-        Rule("vision", rf"{block}{tower.num_hidden_layers - 1}\..*", None),  # Above the layers that are read.
+        Rule("vision", rf"{block}({above})\..*", None),  # Above the layers that are read.
         *(
             Rule("vision", rf"{backbone}{theirs}\.(\w+)", rf"vision.intermediate.{ours}.\1")
             for theirs, ours in _INTERMEDIATE_NAMES.items()
