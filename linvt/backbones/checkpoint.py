@@ -18,7 +18,7 @@ _MOST_NAMED = 12
 class Checkpoint:
     """The safetensors of a directory, one file or sharded. Only files that hold a tensor asked for are opened.
 
-    `tensors_read` and `bytes_read` count what `read` returned. Raises ValueError if there is nothing to read.
+    `tensors_read` and `bytes_read` count what was read. Raises ValueError if there is nothing to read.
     """
 
     def __init__(self, directory: Path):
@@ -37,6 +37,18 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         tensor = self._open(self._files[name]).get_tensor(name)
+        self.tensors_read += 1
+        self.bytes_read += tensor.nbytes
+        return tensor
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a tensor, and no others. Raises ValueError if they are not there."""
+        if name not in self._files:
+            raise ValueError(f"{self.directory}: the checkpoint does not fit its architecture: missing: {name}")
+        rows = self._open(self._files[name]).get_slice(name)
+        if stop > rows.get_shape()[0]:
+            raise ValueError(f"{self.directory}: {name} is {rows.get_shape()}; expected at least {stop} rows")
+        tensor = rows[start:stop]
         self.tensors_read += 1
         self.bytes_read += tensor.nbytes
         return tensor

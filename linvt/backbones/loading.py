@@ -14,9 +14,10 @@ from linvt.backbones.frame_side import side_for
 from linvt.backbones.frozen import FrozenBackbone
 from linvt.backbones.generic import GenericBackbone
 from linvt.backbones.internvl2 import InternVL2Backbone
+from linvt.backbones.molmo import MolmoBackbone
 from linvt.backbones.published import PublishedBackbone, read_config
 
-PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone, InternVL2Backbone)
+PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone, InternVL2Backbone, MolmoBackbone)
 ENTRY_POINTS = "linvt.backbones"
 """The group under which an installed package offers adapters of its own."""
 TINY = "tiny"

@@ -16,7 +16,7 @@ from linvt.backbones import VisionOptions, load_backbone
 
 pytestmark = pytest.mark.golden
 ROOT = Path(os.environ.get("LINVT_GOLDEN", Path(__file__).parents[1] / "golden"))
-MODELS = ("aquila", "internvl2_qwen2", "internvl2_internlm2")
+MODELS = ("aquila", "internvl2_qwen2", "internvl2_internlm2", "molmo")
 # Summed in another order, single precision differs by this much; end to end, by a little more.
 TOLERANCE, END_TO_END = 2e-5, 5e-5
 
@@ -26,7 +26,17 @@ def golden(request) -> tuple[Any, dict[str, torch.Tensor]]:
     torch.set_num_threads(1)
     directory = ROOT / request.param
     backbone = load_backbone(str(directory), options=VisionOptions(full_grid=True))
-    return backbone, load_file(directory / "golden.safetensors")
+    return backbone, expected_numbers(directory)
+
+
+def expected_numbers(directory: Path) -> dict[str, torch.Tensor]:
+    """The golden numbers. Molmo's frame tokens were stored before the embedding of `<im_patch>` was added to them."""
+    golden = load_file(directory / "golden.safetensors")
+    if directory.name == "molmo":
+        im_patch_C = load_file(directory / "model.safetensors")["model.transformer.wte.new_embedding"][2]
+        golden["features"] = golden["frame_tokens"]
+        golden["frame_tokens"] = golden["features"] + im_patch_C
+    return golden
 
 
 def _logits(backbone: Any, embeds: torch.Tensor) -> torch.Tensor:
@@ -63,3 +73,14 @@ def test_golden_logits_from_pixels(golden):
     backbone, expected = golden
     embeds = _spliced(backbone, expected, backbone.encode_pixels(expected["pixel_values"]))
     _assert_equal(_logits(backbone, embeds), expected["spliced_logits"], END_TO_END)
+
+
+def test_golden_features_of_molmo_with_padding():
+    backbone: Any = load_backbone(str(ROOT / "molmo"), parts={"vision"})
+    expected = expected_numbers(ROOT / "molmo")
+    pixels, share = expected["pixel_values"], expected["image_masks_padded"]
+    _assert_equal(backbone.vision.features(pixels), expected["features"])
+    _assert_equal(backbone.vision.features(pixels, torch.ones_like(share)), expected["features"])
+    _assert_equal(backbone.vision.features(pixels, share), expected["frame_tokens_padded"])
+    added = backbone.encode_pixels(pixels, share) - expected["frame_tokens_padded"]
+    _assert_equal(added, (expected["frame_tokens"] - expected["features"])[:1, :1].expand_as(added))
