@@ -8,12 +8,14 @@ from transformers.models.auto import AutoProcessor
 
 from linvt.backbones.aquila import AquilaBackbone
 from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
+from linvt.backbones.blip3 import Blip3Backbone
 from linvt.backbones.frame_side import side_for
 from linvt.backbones.frozen import FrozenBackbone
 from linvt.backbones.generic import GenericBackbone
+from linvt.backbones.mipha import MiphaBackbone
 from linvt.backbones.published import PublishedBackbone, read_config
 
-PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone,)
+PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone, Blip3Backbone, MiphaBackbone)
 TINY = "tiny"
 _TINY_DIRECTORY = Path(__file__).parent.parent / "tiny" / "weights" / "image_llm"
 
