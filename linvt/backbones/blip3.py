@@ -25,6 +25,7 @@ from linvt.backbones.siglip import NAME, SiglipTower, siglip_config, siglip_prep
 _NUM_ADDED_TOKENS = 3
 # Published configs name no sizes: these are the constants of the published code.
 _RESAMPLER = {"num_vis_tokens": 128, "depth": 6, "heads": 16, "dim_head": 96, "ff_mult": 4}
+_TOWER_OF_VERSION_1 = ("vlm.vision_encoder.transformer.", "vlm.vision_encoder.conv1.")
 
 _CONVERSATION = ConversationFormat(
     # The text tokenizer that the model was trained with puts a lone space first.
@@ -60,13 +61,16 @@ class _Vision(nn.Module):
 
 
 class Blip3Backbone(PublishedBackbone):
-    """BLIP-3, also called xGen-MM, of version 1.5. Its 128 tokens a frame have no order: `grid` is None."""
+    """BLIP-3, also called xGen-MM, of version 1.5. Its 128 tokens a frame have no order: `grid` is None.
+
+    The base model, which knows no conversation, is spoken to as the instruct models are.
+    """
 
     model_name = "BLIP-3"
 
     def __init__(self, directory: Path, **kwargs: Any):
-        # The config.json of version 1 does not tell it from 1.5; its tower, of open_clip, does.
-        if any(re.match(r"vlm\.vision_encoder\.(transformer|conv1|class_embedding)", n) for n in Checkpoint(directory).names):
+        # Version 1 may leave its tower out of config.json; the tensors' names are open_clip's.
+        if any(name.startswith(_TOWER_OF_VERSION_1) for name in Checkpoint(directory).names):
             raise ValueError(f"{directory}: xgen-mm of version 1, on a CLIP tower, is not supported; expected r-v1.5")
         super().__init__(directory, **kwargs)
 
@@ -78,10 +82,10 @@ class Blip3Backbone(PublishedBackbone):
     def check(config: Config) -> None:
         tower = config.get("vision_encoder_config", {}).get("model_name", NAME)
         if tower != NAME:
-            raise ValueError(f"a BLIP-3 (xgen-mm) with the tower {tower!r} is not supported; expected {NAME!r}, as in r-v1.5")
+            raise ValueError(f"an xgen-mm (BLIP-3) with the tower {tower!r} is not supported; expected {NAME}, r-v1.5")
         text = config.get("text_config", {})
-        if text.get("model_type", "phi3") != "phi3" or "initial_tokenizer_len" not in text:
-            raise ValueError(f"a BLIP-3 (xgen-mm) with the LLM {text} is not supported; expected a phi3 with initial_tokenizer_len")
+        if text.get("model_type", "phi3") != "phi3" or not isinstance(text.get("initial_tokenizer_len"), int):
+            raise ValueError(f"an xgen-mm (BLIP-3) with the LLM {text} is not supported; expected phi3, r-v1.5")
 
     @classmethod
     def hidden_size_of(cls, config: Config) -> int:

@@ -1,13 +1,12 @@
 """Mipha (zhumj34/Mipha-3B on Phi-2, Mipha-1.6B on Phi-1.5): SigLIP, a two-layer MLP and Phi.
 
-Shape legend: T frames, H×W pixels of a decoded frame, S×S pixels, P patches a side, N = P² tokens a frame, C hidden size
-of the LLM, A heads of the LLM, D channels a head.
+Shape legend: T frames, H×W pixels of a decoded frame, S×S pixels, N tokens a frame, C hidden size of the LLM, A heads
+of the LLM, D channels a head.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -80,9 +79,11 @@ class MiphaBackbone(PublishedBackbone):
 
     @staticmethod
     def check(config: Config) -> None:
-        if config.get("architectures", [None])[0] not in _ARCHITECTURES:
-            raise ValueError(f"a Mipha with architectures {config.get('architectures')} is not supported; "
-                             f"expected one of {', '.join(_ARCHITECTURES)}")  # fmt: skip
+        architectures = config.get("architectures", [])
+        if not set(architectures) & set(_ARCHITECTURES):
+            raise ValueError(
+                f"a Mipha of {architectures} is not supported; expected one of {', '.join(_ARCHITECTURES)}"
+            )
         vision = config.get("vision_config", {})
         found: Config = {
             "mm_projector_type": vision.get("mm_projector", {}).get("mm_projector_type"),
@@ -126,7 +127,7 @@ class MiphaBackbone(PublishedBackbone):
         ]
 
     @staticmethod
-    def preprocessing(config: Config) -> Any:
+    def preprocessing(config: Config) -> Squeeze | PadToSquare:
         squeeze = siglip_preprocessing(_tower(config))
         return PadToSquare(squeeze=squeeze) if config.get("image_aspect_ratio") == "pad" else squeeze
 

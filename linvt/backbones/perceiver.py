@@ -1,6 +1,7 @@
 """The perceiver resampler of BLIP-3: learned latents that read a frame's patches, whatever their number.
 
-Shape legend: T frames, N patches, L latents, D channels of the tower, A heads, E channels a head, C hidden size of the LLM.
+Shape legend: T frames, N patches, L latents, K = N + L, D channels of the tower, A heads, E channels a head, C hidden
+size of the LLM.
 """
 
 import torch
