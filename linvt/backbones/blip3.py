@@ -25,7 +25,6 @@ from linvt.backbones.siglip import NAME, SiglipTower, siglip_config, siglip_prep
 _NUM_ADDED_TOKENS = 3
 # Published configs name no sizes: these are the constants of the published code.
 _RESAMPLER = {"num_vis_tokens": 128, "depth": 6, "heads": 16, "dim_head": 96, "ff_mult": 4}
-_TOWER_OF_VERSION_1 = ("vlm.vision_encoder.transformer.", "vlm.vision_encoder.conv1.")
 
 _CONVERSATION = ConversationFormat(
     # The text tokenizer that the model was trained with puts a lone space first.
@@ -69,9 +68,11 @@ class Blip3Backbone(PublishedBackbone):
     model_name = "BLIP-3"
 
     def __init__(self, directory: Path, **kwargs: Any):
-        # Version 1 may leave its tower out of config.json; the tensors' names are open_clip's.
-        if any(name.startswith(_TOWER_OF_VERSION_1) for name in Checkpoint(directory).names):
-            raise ValueError(f"{directory}: xgen-mm of version 1, on a CLIP tower, is not supported; expected r-v1.5")
+        # A config.json may leave out which tower it is; the names of its tensors tell.
+        if not any(name.startswith("vlm.vision_encoder.embeddings.") for name in Checkpoint(directory).names):
+            raise ValueError(
+                f"{directory}: an xgen-mm on another tower than SigLIP (r-v1) is not supported; use r-v1.5"
+            )
         super().__init__(directory, **kwargs)
 
     @staticmethod

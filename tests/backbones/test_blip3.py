@@ -156,12 +156,14 @@ def test_another_variant_is_refused_by_name(directory, tmp_path, config, message
 
 @pytest.mark.parametrize("parts", [{"vision"}, {"llm"}])
 def test_version_1_is_refused_by_its_tower_where_its_config_is_silent(directory, tmp_path, parts):
-    def open_clip_tower(tensors):
+    def another_tower(tensors):
         for name in [name for name in tensors if "vision_encoder" in name]:
-            tensors[name.replace("encoder.layers.", "transformer.resblocks.")] = tensors.pop(name)
+            tensors[name.replace("vision_encoder.", "vision_encoder.visual.")] = tensors.pop(name)
 
-    with pytest.raises(ValueError, match=r"xgen-mm of version 1, on a CLIP tower, is not supported; expected r-v1\.5"):
-        _load(altered(directory, tmp_path, tensors=open_clip_tower), parts=parts)
+    with pytest.raises(
+        ValueError, match=r"an xgen-mm on another tower than SigLIP \(r-v1\) is not supported; use r-v1\.5"
+    ):
+        _load(altered(directory, tmp_path, tensors=another_tower), parts=parts)
 
 
 def test_more_base_tokens_than_the_checkpoint_has_are_refused(directory, tmp_path):
