@@ -10,14 +10,22 @@ from transformers.models.auto import AutoProcessor
 
 from linvt.backbones.aquila import AquilaBackbone
 from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
+from linvt.backbones.blip3 import Blip3Backbone
 from linvt.backbones.frame_side import side_for
 from linvt.backbones.frozen import FrozenBackbone
 from linvt.backbones.generic import GenericBackbone
 from linvt.backbones.internvl2 import InternVL2Backbone
+from linvt.backbones.mipha import MiphaBackbone
 from linvt.backbones.molmo import MolmoBackbone
 from linvt.backbones.published import PublishedBackbone, read_config
 
-PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone, InternVL2Backbone, MolmoBackbone)
+PUBLISHED: tuple[type[PublishedBackbone], ...] = (
+    AquilaBackbone,
+    Blip3Backbone,
+    InternVL2Backbone,
+    MiphaBackbone,
+    MolmoBackbone,
+)
 ENTRY_POINTS = "linvt.backbones"
 """The group under which an installed package offers adapters of its own."""
 TINY = "tiny"

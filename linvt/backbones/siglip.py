@@ -4,6 +4,7 @@ Shape legend: T frames, S×S pixels, P patches a side, D channels of the tower.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,13 +15,15 @@ from linvt.backbones.preprocessing import SIGLIP_MEAN, SIGLIP_STD, Squeeze
 from linvt.backbones.published import from_config
 
 # Several published configs name the tower and nothing of its shape.
-_SO400M = {
+_SO400M: dict[str, Any] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_hidden_layers": 27,
     "num_attention_heads": 16,
     "image_size": 384,
     "patch_size": 14,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
 }
 NAME = "google/siglip-so400m-patch14-384"
 
@@ -28,7 +31,7 @@ NAME = "google/siglip-so400m-patch14-384"
 def siglip_config(sizes: Mapping[str, Any]) -> SiglipVisionConfig:
     """The tower's configuration: `sizes` where a checkpoint brings its own, so400m's for the rest."""
     own = {key: value for key, value in sizes.items() if key in _SO400M}
-    return SiglipVisionConfig.from_dict(_SO400M | own | {"vision_use_head": False})
+    return SiglipVisionConfig(**(_SO400M | own), vision_use_head=False)
 
 
 class SiglipTower(nn.Module):
@@ -36,7 +39,8 @@ class SiglipTower(nn.Module):
 
     def __init__(self, config: SiglipVisionConfig, *, num_layers: int, post_norm: bool):
         super().__init__()
-        cut = SiglipVisionConfig.from_dict(config.to_dict() | {"num_hidden_layers": num_layers})
+        cut = deepcopy(config)
+        cut.num_hidden_layers = num_layers
         self.model = from_config(SiglipVisionModel, cut)
         if not post_norm:
             self.model.post_layernorm = nn.Identity()
@@ -57,5 +61,5 @@ def siglip_rules(prefix: str, *, num_layers: int, post_norm: bool) -> list[Rule]
 
 
 def siglip_preprocessing(config: SiglipVisionConfig) -> Squeeze:
-    side: Any = config.image_size
-    return Squeeze(side=side, mean=SIGLIP_MEAN, std=SIGLIP_STD)
+    assert isinstance(config.image_size, int)
+    return Squeeze(side=config.image_size, mean=SIGLIP_MEAN, std=SIGLIP_STD)

@@ -16,7 +16,7 @@ from linvt.backbones import VisionOptions, load_backbone
 
 pytestmark = pytest.mark.golden
 ROOT = Path(os.environ.get("LINVT_GOLDEN", Path(__file__).parents[1] / "golden"))
-MODELS = ("aquila", "internvl2_qwen2", "internvl2_internlm2", "molmo")
+MODELS = ("aquila", "blip3", "internvl2_qwen2", "internvl2_internlm2", "mipha", "mipha_phi2", "molmo")
 # Summed in another order, single precision differs by this much; end to end, by a little more.
 TOLERANCE, END_TO_END = 2e-5, 5e-5
 

@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import PreTrainedTokenizerFast
 
 from linvt.backbones import load_backbone, molmo_vision
 from linvt.backbones.fingerprint import vision_fingerprint
@@ -22,12 +21,11 @@ from linvt.backbones.letterbox import Letterbox
 from linvt.backbones.loading import max_frame_side, published_layout
 from linvt.backbones.molmo import MolmoBackbone
 from linvt.backbones.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from tests.backbones.published_models import MOLMO_EMBEDDING_SIZE, add_molmo_tokens
 from tests.backbones.test_golden import TOLERANCE, _logits, _spliced, expected_numbers
 from tests.backbones.text_tokenizer import save_with_text_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden/molmo"
-NEW_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
-EMBEDDING_SIZE = 160
 LETTERBOX = Letterbox(side=56, patch=14, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
 
 # The config.json files on the hub, of what they say about the model.
@@ -83,13 +81,9 @@ PUBLISHED_E_1B = PUBLISHED_7B_D | {
 }
 
 
-def _save(directory: Path, *, first_new_token: int = EMBEDDING_SIZE) -> Path:
-    """The golden checkpoint with a tokenizer that is filled up to `first_new_token`, as the published one is."""
+def _save(directory: Path, *, first_new_token: int = MOLMO_EMBEDDING_SIZE) -> Path:
     save_with_text_tokenizer(GOLDEN, directory, ("<|endoftext|>",))
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    fillers = [f"|<EXTRA_TOKENS_{i}>|" for i in range(first_new_token - len(tokenizer))]
-    tokenizer.add_tokens(fillers + NEW_TOKENS, special_tokens=True)
-    tokenizer.save_pretrained(directory)
+    add_molmo_tokens(directory, first=first_new_token)
     return directory
 
 
@@ -123,8 +117,8 @@ def _segments(backbone, messages):
 def test_a_question_reads_as_published(backbone):
     asked = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Who?"}]}]
     assert _segments(backbone, asked) == ["<|endoftext|><im_start>", "<im_end> User: Who? Assistant:"]
-    assert backbone.prompt(asked).before == (0, EMBEDDING_SIZE)
-    assert backbone.prompt(asked).after[0] == EMBEDDING_SIZE + 1
+    assert backbone.prompt(asked).before == (0, MOLMO_EMBEDDING_SIZE)
+    assert backbone.prompt(asked).after[0] == MOLMO_EMBEDDING_SIZE + 1
     assert backbone.text_tokenizer.decode(backbone.answer_ids(asked, "Ann.")) == " Ann.<|endoftext|>"
     assert backbone.stop_ids == [0]
     assert _segments(backbone, [{"role": "user", "content": "Who?"}]) == ["<|endoftext|> User: Who? Assistant:"]
@@ -154,7 +148,7 @@ def test_a_system_turn_opens_the_first_question(backbone):
 
 
 def test_a_tokenizer_of_another_layout_is_refused(tmp_path):
-    _save(tmp_path, first_new_token=EMBEDDING_SIZE - 1)
+    _save(tmp_path, first_new_token=MOLMO_EMBEDDING_SIZE - 1)
     with pytest.raises(ValueError, match=r"has \{'<im_start>': 159.*expected \{'<im_start>': 160"):
         load_backbone(str(tmp_path), parts={"vision"})
     _save(tmp_path)
