@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
 
-from linvt.backbones.base import FrameTokens, VisionOptions
+from linvt.backbones.base import FrameTokens
 from linvt.backbones.checkpoint import Rule
 from linvt.backbones.conversation import CHATML, ConversationFormat
 from linvt.backbones.preprocessing import Squeeze
@@ -64,7 +64,7 @@ class AquilaBackbone(PublishedBackbone):
             raise ValueError(f"an Aquila-VL with {other} is not supported; expected {expected}")
 
     @staticmethod
-    def build_vision(config: Config, options: VisionOptions) -> nn.Module:
+    def build_vision(config: Config) -> nn.Module:
         return _Vision(_tower(config), config["hidden_size"])
 
     @staticmethod

@@ -13,7 +13,6 @@ from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import Phi3Config, Phi3ForCausalLM, SiglipVisionConfig
 
-from linvt.backbones.base import VisionOptions
 from linvt.backbones.checkpoint import Checkpoint, Placed, Rule
 from linvt.backbones.conversation import ConversationFormat
 from linvt.backbones.perceiver import PerceiverResampler
@@ -93,7 +92,7 @@ class Blip3Backbone(PublishedBackbone):
         return _llm(config).hidden_size
 
     @classmethod
-    def build_vision(cls, config: Config, options: VisionOptions) -> nn.Module:
+    def build_vision(cls, config: Config) -> nn.Module:
         resampler = _RESAMPLER | config.get("vision_tokenizer_config", {})
         return _Vision(_tower(config), cls.hidden_size_of(config), resampler)
 

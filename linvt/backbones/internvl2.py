@@ -15,7 +15,6 @@ from transformers import InternVLVisionConfig, LlamaConfig, LlamaForCausalLM, Qw
 from transformers.models.internvl import InternVLVisionModel
 from transformers.models.qwen2 import Qwen2Tokenizer
 
-from linvt.backbones.base import VisionOptions
 from linvt.backbones.checkpoint import Placed, Rule
 from linvt.backbones.conversation import ConversationFormat
 from linvt.backbones.internlm2 import internlm2_rules, internlm2_tokenizer
@@ -122,7 +121,7 @@ class InternVL2Backbone(PublishedBackbone):
             raise ValueError(f"config.json of an InternVL2 does not say {missing}; download it again")
 
     @staticmethod
-    def build_vision(config: Config, options: VisionOptions) -> nn.Module:
+    def build_vision(config: Config) -> nn.Module:
         sizes = {key: config["vision_config"][key] for key in _VISION_SIZES}
         tower = InternVLVisionConfig(**sizes, attention_bias=True, norm_type="layer_norm", hidden_act="gelu")
         return _Vision(tower, config["llm_config"]["hidden_size"])

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PhiConfig, PhiForCausalLM, SiglipVisionConfig
 
-from linvt.backbones.base import Message, VisionOptions
+from linvt.backbones.base import Message
 from linvt.backbones.checkpoint import Placed, Rule
 from linvt.backbones.conversation import ConversationFormat
 from linvt.backbones.preprocessing import Squeeze
@@ -104,7 +104,7 @@ class MiphaBackbone(PublishedBackbone):
             raise ValueError(f"a Mipha with the vision tower {tower!r} is not supported; expected SigLIP")
 
     @staticmethod
-    def build_vision(config: Config, options: VisionOptions) -> nn.Module:
+    def build_vision(config: Config) -> nn.Module:
         return _Vision(_tower(config), config["hidden_size"])
 
     @staticmethod

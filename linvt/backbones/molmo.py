@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from linvt.backbones.base import Message, VisionOptions
+from linvt.backbones.base import Message
 from linvt.backbones.checkpoint import Checkpoint, Placed, Rule
 from linvt.backbones.conversation import SLOT, ConversationFormat
 from linvt.backbones.frozen import is_media
@@ -106,7 +106,7 @@ class MolmoBackbone(PublishedBackbone):
             raise ValueError(f"a Molmo with {other} is not supported; expected {expected}")
 
     @staticmethod
-    def build_vision(config: Config, options: VisionOptions) -> nn.Module:
+    def build_vision(config: Config) -> nn.Module:
         return MolmoVision(config)
 
     @staticmethod

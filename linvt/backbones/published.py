@@ -54,7 +54,7 @@ class PublishedBackbone(FrozenBackbone):
         self.config = read_config(directory)
         self.check(self.config)
         with _uninitialised(dtype, device):
-            self.vision = self.build_vision(self.config, options) if "vision" in parts else None
+            self.vision = self.build_vision(self.config) if "vision" in parts else None
             self.model = self.build_llm(self.config) if "llm" in parts else None
         self.checkpoint = Checkpoint(directory)
         fill(self, self.checkpoint, self.rules(self.config), parts)
@@ -78,7 +78,7 @@ class PublishedBackbone(FrozenBackbone):
 
     @staticmethod
     @abstractmethod
-    def build_vision(config: Config, options: VisionOptions) -> nn.Module:
+    def build_vision(config: Config) -> nn.Module:
         """Maps what `preprocessing` returns to frame tokens [T, N, C]. Its intermediate layer is `intermediate`."""
 
     @staticmethod

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from linvt.backbones import VisionOptions, load_backbone
+from linvt.backbones import load_backbone
 
 pytestmark = pytest.mark.golden
 ROOT = Path(os.environ.get("LINVT_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -25,7 +25,7 @@ TOLERANCE, END_TO_END = 2e-5, 5e-5
 def golden(request) -> tuple[Any, dict[str, torch.Tensor]]:
     torch.set_num_threads(1)
     directory = ROOT / request.param
-    backbone = load_backbone(str(directory), options=VisionOptions(full_grid=True))
+    backbone = load_backbone(str(directory))
     return backbone, expected_numbers(directory)
 
 
