@@ -64,9 +64,12 @@ def loading(directory: str, parts: set[str]) -> Read:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         profiler.export_chrome_trace(file.name)
         events = json.loads(Path(file.name).read_text())["traceEvents"]
-    totals = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
-    first = next(event["args"] for event in events if event.get("name") == "[memory]")
-    read.peak_bytes = max(totals) - (first["Total Allocated"] - first["Bytes"])
+    # Mapping a file is an event, too, of no allocation.
+    changes = [
+        event["args"] for event in events if event.get("name") == "[memory]" and event["args"]["Total Allocated"]
+    ]
+    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
+    read.peak_bytes = max(change["Total Allocated"] for change in changes) - before
     return read
 
 
