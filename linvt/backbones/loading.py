@@ -4,13 +4,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from transformers.models.auto import AutoProcessor
 
 from linvt.backbones.aquila import AquilaBackbone
 from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
 from linvt.backbones.frame_side import side_for
 from linvt.backbones.frozen import FrozenBackbone
 from linvt.backbones.generic import GenericBackbone
+from linvt.backbones.generic_processor import load_image_processor
 from linvt.backbones.published import PublishedBackbone, read_config
 
 PUBLISHED: tuple[type[PublishedBackbone], ...] = (AquilaBackbone,)
@@ -46,7 +46,7 @@ def max_frame_side(name: str) -> int:
     layout = published_layout(resolve_directory(name))
     if layout is not None:
         return layout.frame_side(read_config(resolve_directory(name)))
-    return side_for(AutoProcessor.from_pretrained(resolve_directory(name)).image_processor)
+    return side_for(load_image_processor(resolve_directory(name)))
 
 
 def load_backbone(
