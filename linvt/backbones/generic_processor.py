@@ -6,13 +6,25 @@ from typing import Any
 from transformers import Idefics3Processor, ProcessorMixin
 from transformers.models.auto import AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.models.pixtral.processing_pixtral import PixtralProcessor
 
-_OTHER_CLASS = {
+
+class PixtralForImages(ProcessorMixin):
+    """Mistral 3's, whose own class needs torchvision: an image is its rows of [IMG], of which one stands for all here,
+    ended by [IMG_BREAK], the last by [IMG_END]."""
+
+    image_token = "[IMG]"
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        return "[IMG][IMG_END]"
+
+
+_OTHER_CLASS: dict[str, type[ProcessorMixin]] = {
     # SmolVLM's own wants a package that spells out how many frames a video has; for images, it does what this one does.
     "smolvlm": Idefics3Processor,
-    # The same class that Transformers has for it, which it hides where there is no torchvision: it needs none.
-    "mistral3": PixtralProcessor,
+    "mistral3": PixtralForImages,
 }
 
 
