@@ -41,8 +41,9 @@ class GenericBackbone(FrozenBackbone):
     - M-RoPE (Qwen-VL, GLM-4V): t = h = w = running index; video tokens are averages over frames and have no grid.
     - Deepstack (Qwen3-VL): features of lower layers of the tower are not added inside the LLM; the cache would be
       several times as large.
-    - Attention in both directions among image tokens (Gemma 3) or over the whole prompt (PaliGemma): video tokens are
-      in temporal order and read causally, in training as in generation; an answer's tokens are never seen early.
+    - Attention in both directions among image tokens (Gemma 3, Molmo 2) or over the whole prompt (PaliGemma): video
+      tokens are in temporal order and read causally, in training as in generation, and an answer never sees what comes
+      after it. So is an image, whose answers therefore differ from the model's own for these types.
     - Ends of lines and images' tiles (LLaVA-NeXT, LLaVA-OneVision, Pixtral): cut, one base tile a frame.
     """
 
@@ -71,6 +72,8 @@ class GenericBackbone(FrozenBackbone):
         _refuse_incomplete(report, directory)
         if "vision" in parts and options.reset_intermediate is not None:
             reset(self._intermediate(), seed=options.reset_intermediate)
+        if "llm" in parts:
+            _read_causally(self.model.get_decoder())
         self._freeze(device)
 
     @cached_property
@@ -88,12 +91,11 @@ class GenericBackbone(FrozenBackbone):
     @cached_property
     def image_token_id(self) -> int:
         """What stands for each token of an image where the model's own forward puts features."""
-        config = self._base.config
-        for holder, field in ((config, "image_token_id"), (config, "image_token_index"), (self, "processor")):
-            holder, field = (self.processor, "image_token_id") if field == "processor" else (holder, field)
-            value = getattr(holder, field, None)
-            if isinstance(value, int):
-                return value
+        # A processor's own image_token_id may be that of the mark in the text, which becomes these (Gemma 3).
+        for holder in (self._base.config, self.processor):
+            for field in ("image_token_id", "image_token_index"):
+                if isinstance(value := getattr(holder, field, None), int):
+                    return value
         raise ValueError(f"{self.model_type}: neither its config nor its processor names the image token")
 
     @property
@@ -133,9 +135,11 @@ class GenericBackbone(FrozenBackbone):
         }
         if self.model_type in _ANY_RESOLUTION:
             return self._base_tile(inputs["pixel_values"][:, 0])
-        taken = inspect.signature(self.model.get_image_features).parameters
+        # Some give the method only to the model within (DeepSeek-VL).
+        owner = self.model if hasattr(self.model, "get_image_features") else self.model.model
+        taken = inspect.signature(owner.get_image_features).parameters
         inputs = {k: v for k, v in inputs.items() if k in taken}
-        features = self.model.get_image_features(**inputs, return_dict=True).pooler_output
+        features = owner.get_image_features(**inputs, return_dict=True).pooler_output
         if isinstance(features, list | tuple):
             features = torch.cat([f.reshape(-1, f.shape[-1]) for f in features])
         return features.reshape(num_frames, -1, features.shape[-1])
@@ -274,6 +278,16 @@ def _refuse_incomplete(report: dict[str, Any], directory: Path) -> None:
         raise ValueError(f"{directory}: the checkpoint does not fit its architecture: {problems}")
 
 
+def _read_causally(decoder: Any) -> None:
+    """PaliGemma's decoder attends in both directions unless its own forward says which tokens are the prompt: left so,
+    a training step would see the answer that it should predict."""
+    if getattr(decoder.config, "use_bidirectional_attention", False):
+        decoder.config.use_bidirectional_attention = False
+        for module in decoder.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = True
+
+
 def _partial_class(model_class: Any, parts: frozenset[str]) -> Any:
     """`model_class` without the parts that were not asked for, whose weights are then never read.
 
@@ -289,12 +303,14 @@ def _partial_class(model_class: Any, parts: frozenset[str]) -> Any:
             children = dict(self.model.named_children())
             kept = {name for name, child in children.items() if any(m is decoder for m in child.modules())}
             dropped = kept if parts == {"vision"} else set(children) - kept
+            if parts == {"llm"}:  # Ends of lines, of which the LLM knows nothing.
+                dropped |= {name for name, _ in self.model.named_parameters(recurse=False)}
             for name in dropped:
                 setattr(self.model, name, None)
             if parts == {"vision"}:
                 self.lm_head = None
                 dropped.add("lm_head")
-            self._keys_to_ignore_on_load_unexpected = {rf"(^|\.){name}\." for name in dropped}
+            self._keys_to_ignore_on_load_unexpected = {rf"(^|\.){name}(\.|$)" for name in dropped}
 
         def get_input_embeddings(self) -> Any:
             return super().get_input_embeddings() if "llm" in parts else None

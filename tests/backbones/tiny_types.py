@@ -69,7 +69,7 @@ def save_tiny(name: str, directory: Path) -> Path:
     config = tiny.config(vocabulary.__getitem__)
     model_class = hf.AutoModelForImageTextToText._model_mapping[type(config)]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(len(name))
+        torch.manual_seed(sum(name.encode()))
         model = model_class(config).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=STD if parameter.ndim > 1 else 0.2)
@@ -261,7 +261,7 @@ def _aya(token: Callable[[str], int]) -> Any:
         text_config=_text(hf.Cohere2Config, sliding_window=64),
         vision_config=_tower(hf.SiglipVisionConfig, vision_use_head=False),
         downsample_factor=2,
-        image_token_index=token("<image>"),
+        image_token_index=token("<|IMG_PATCH|>"),
         tie_word_embeddings=False,
     )
 
