@@ -171,7 +171,9 @@ class GenericBackbone(FrozenBackbone):
             for name, module in self.model.named_modules():
                 if name.split(".")[-1] == wanted:
                     return module
-        raise ValueError(f"{self.name} ({self.model_type}): no intermediate layer found; expected one of {_INTERMEDIATE}")
+        raise ValueError(
+            f"{self.name} ({self.model_type}): no intermediate layer found; expected one of {_INTERMEDIATE}"
+        )
 
     # -- conversations -------------------------------------------------------------------------------------------------
 
@@ -303,9 +305,12 @@ def _partial_class(model_class: Any, parts: frozenset[str]) -> Any:
             children = dict(self.model.named_children())
             kept = {name for name, child in children.items() if any(m is decoder for m in child.modules())}
             dropped = kept if parts == {"vision"} else set(children) - kept
-            if parts == {"llm"}:  # Ends of lines, of which the LLM knows nothing.
-                dropped |= {name for name, _ in self.model.named_parameters(recurse=False)}
-            for name in dropped:
+            if parts == {"llm"}:  # Ends of lines, of which the LLM knows nothing; the model's initialisation does.
+                for name, ends in list(self.model.named_parameters(recurse=False)):
+                    delattr(self.model, name)
+                    self.model.register_buffer(name, torch.zeros_like(ends), persistent=False)
+                    dropped.add(name)
+            for name in dropped & set(children):
                 setattr(self.model, name, None)
             if parts == {"vision"}:
                 self.lm_head = None

@@ -29,7 +29,7 @@ _OTHER_CLASS: dict[str, type[ProcessorMixin]] = {
 
 
 def load_image_processor(directory: Path) -> Any:
-    """The image processor of a checkpoint, on Pillow where it has that: the same pixels with and without torchvision."""
+    """The image processor of a checkpoint, on Pillow where it has that: equal pixels with and without torchvision."""
     return AutoImageProcessor.from_pretrained(directory, backend="pil")
 
 

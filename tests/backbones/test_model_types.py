@@ -24,7 +24,10 @@ COLUMNS = ("encode", "prompt", "spliced = own forward", "generate", "LoRA", "gra
 TOLERANCE = 2e-5
 QUESTION: Any = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what color is the star ?"}]}
 ANSWER: Any = {"role": "assistant", "content": "red"}
-TWO_IMAGES: Any = {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "here ?"}]}
+TWO_IMAGES: Any = {
+    "role": "user",
+    "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "here ?"}],
+}
 # What the type's own processor puts around an image.
 AROUND = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("<|vision_start|>", "<|vision_end|>")),
@@ -141,9 +144,9 @@ def test_spliced_frame_tokens_give_the_models_own_image_logits(tiny):
             nn.init.zeros_(merger.linear_fc2.weight)
             nn.init.zeros_(merger.linear_fc2.bias)
     one_tile = {} if tiny.name in MORE_OF_AN_IMAGE else backbone._one_tile
-    pixels = backbone.image_processor(images=[tiny.frames[0]], return_tensors="pt", **one_tile)
-    pixels = {k: v for k, v in pixels.items() if k in ("pixel_values", "image_grid_thw", "image_sizes")}
-    owner = model if hasattr(model, "get_image_features") else model.model
+    pixels: Any = backbone.image_processor(images=[tiny.frames[0]], return_tensors="pt", **one_tile)
+    pixels = {str(k): v for k, v in pixels.items() if k in ("pixel_values", "image_grid_thw", "image_sizes")}
+    owner: Any = model if hasattr(model, "get_image_features") else model.model
     own_features = owner.get_image_features(**pixels, return_dict=True).pooler_output
     own_features = torch.cat([f.reshape(-1, f.shape[-1]) for f in own_features])
     tokens = backbone.encode_frames(tiny.frames[:1], batch_size=1).tokens[0]

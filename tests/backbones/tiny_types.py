@@ -15,7 +15,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 STD = 0.35
-_WORDS = "user assistant system : what color is the star ? red and a blue square here . be brief \n".split(" ")
+_WORDS = (*"user assistant system : what color is the star ? red and a blue square here . be brief".split(), "\n")
 _BASE = ("<pad>", "<unk>", "<bos>", "<eos>")
 _VOCABULARY = 64
 C, LAYERS = 32, 2
@@ -67,7 +67,7 @@ def save_tiny(name: str, directory: Path) -> Path:
     if tiny.has_chat_template:
         (directory / "chat_template.jinja").write_text(chat_template)
     config = tiny.config(vocabulary.__getitem__)
-    model_class = hf.AutoModelForImageTextToText._model_mapping[type(config)]
+    model_class: Any = hf.AutoModelForImageTextToText._model_mapping[type(config)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sum(name.encode()))
         model = model_class(config).eval()
@@ -109,6 +109,7 @@ def _tower(config_class: Any, **changes: Any) -> Any:
     return config_class(**(fields | changes))
 
 
+_PIXTRAL: Any = hf.PixtralImageProcessorPil
 _MROPE = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
 
 
@@ -248,7 +249,12 @@ def _mistral3(token: Callable[[str], int]) -> Any:
     return hf.Mistral3Config(
         text_config=_text(hf.MistralConfig),
         vision_config=hf.PixtralVisionConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=8
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=8,
         ),
         image_token_index=token("[IMG]"),
         spatial_merge_size=2,
@@ -385,7 +391,7 @@ TYPES: dict[str, TinyType] = {
         tokens=("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
         media="[IMG]",
         config=_mistral3,
-        image_processor=lambda: hf.PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size=16),
+        image_processor=lambda: _PIXTRAL(size={"longest_edge": 64}, patch_size=16),
         settings=dict(patch_size=8, spatial_merge_size=2),
     ),
     "aya_vision": TinyType(
