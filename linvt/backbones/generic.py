@@ -68,10 +68,15 @@ class GenericBackbone(FrozenBackbone):
             dtype=dtype,
             attn_implementation=attention_for(model_class, dtype, device),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # They are in the report, which is refused with all that is wrong.
         )
         _refuse_incomplete(report, directory)
         if "vision" in parts and options.reset_intermediate is not None:
-            reset(self._intermediate(), seed=options.reset_intermediate)
+            intermediate = self._intermediate()
+            reset(intermediate, seed=options.reset_intermediate)
+            for module in intermediate.modules():
+                if type(module).__name__ == "Gemma3RMSNorm":  # It adds 1 to its weights.
+                    module.weight.data.zero_()  # pyright: ignore
         if "llm" in parts:
             _read_causally(self.model.get_decoder())
         self._freeze(device)

@@ -138,14 +138,17 @@ def _logits(backbone: Any, row: torch.Tensor) -> torch.Tensor:
 def test_spliced_frame_tokens_give_the_models_own_image_logits(tiny):
     """Embedding text around our frame tokens must be what the model itself does with pixels and image tokens."""
     backbone = load_backbone(str(tiny.directory)) if tiny.name == "qwen3_vl" else tiny.backbone
-    model, prompt = backbone.model, backbone.prompt([QUESTION])
+    model: Any = backbone.model
+    prompt = backbone.prompt([QUESTION])
     if tiny.name == "qwen3_vl":
         for merger in model.model.visual.deepstack_merger_list:
             nn.init.zeros_(merger.linear_fc2.weight)
             nn.init.zeros_(merger.linear_fc2.bias)
     one_tile = {} if tiny.name in MORE_OF_AN_IMAGE else backbone._one_tile
-    pixels: Any = backbone.image_processor(images=[tiny.frames[0]], return_tensors="pt", **one_tile)
-    pixels = {str(k): v for k, v in pixels.items() if k in ("pixel_values", "image_grid_thw", "image_sizes")}
+    processed = backbone.image_processor(images=[tiny.frames[0]], return_tensors="pt", **one_tile)
+    pixels: dict[str, Any] = {
+        k: v for k, v in processed.items() if k in ("pixel_values", "image_grid_thw", "image_sizes")
+    }
     owner: Any = model if hasattr(model, "get_image_features") else model.model
     own_features = owner.get_image_features(**pixels, return_dict=True).pooler_output
     own_features = torch.cat([f.reshape(-1, f.shape[-1]) for f in own_features])

@@ -15,7 +15,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 STD = 0.35
-_WORDS = (*"user assistant system : what color is the star ? red and a blue square here . be brief".split(), "\n")
+_WORDS = ("user", "assistant", ":", "what", "color", "is", "the", "star", "?", "red", "blue", "here")
 _BASE = ("<pad>", "<unk>", "<bos>", "<eos>")
 _VOCABULARY = 64
 C, LAYERS = 32, 2
@@ -110,6 +110,7 @@ def _tower(config_class: Any, **changes: Any) -> Any:
 
 
 _PIXTRAL: Any = hf.PixtralImageProcessorPil
+_GLM4V: Any = hf.Glm4vImageProcessorPil
 _MROPE = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
 
 
@@ -413,9 +414,7 @@ TYPES: dict[str, TinyType] = {
         named={"image_token": "<|image|>", "video_token": "<|video|>"},
         media="<|begin_of_image|><|image|><|end_of_image|>",
         config=_glm4v,
-        image_processor=lambda: hf.Glm4vImageProcessorPil(
-            patch_size=8, size={"shortest_edge": 16 * 16 * 2, "longest_edge": 64 * 64 * 2}
-        ),
+        image_processor=lambda: _GLM4V(patch_size=8, size={"shortest_edge": 16 * 16 * 2, "longest_edge": 64 * 64 * 2}),
         bos="",
     ),
     "deepseek_vl": TinyType(
