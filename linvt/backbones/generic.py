@@ -187,6 +187,9 @@ class GenericBackbone(FrozenBackbone):
         to its last, with any ends of lines between them. What the processor puts around them stays."""
         media = sum(is_media(part) for m in messages if isinstance(m["content"], list) for part in m["content"])
         text = self._render(messages, add_generation_prompt=True)
+        slots = text.count(self.processor.image_token)
+        if slots != media:
+            raise ValueError(f"{self.name}: its chat template made {slots} media slots out of {media} media parts")
         special = self._special_tokens(text)
         if not media:
             return Prompt(segments=(tuple(self.text_tokenizer(text, add_special_tokens=special)["input_ids"]),))
