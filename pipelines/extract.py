@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,7 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
     detector_dtype = config.detector_dtype
     if detector_dtype == "auto":
         detector_dtype = existing[0].detector_dtype if existing is not None else fast_detector_dtype(config.detector)
-    options = VisionOptions(full_grid=config.full_grid, reset_intermediate=config.reset_intermediate)
+    options = VisionOptions(**{field.name: getattr(config, field.name) for field in fields(VisionOptions)})
     return Extraction(
         feature=FeatureSpec(
             vision_fingerprint=vision_fingerprint(config.backbone, options),
@@ -167,8 +167,7 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
             shot_threshold=config.shot_threshold or published_threshold(config.detector),
             sampling=config.sampling,
             fps=config.fps,
-            full_grid=config.full_grid,
-            reset_intermediate=config.reset_intermediate,
+            **asdict(options),
         ),
         samples_per_shard=config.samples_per_shard,
         encode_batch_size=config.encode_batch_size,

@@ -3,18 +3,17 @@
 Shape legend: T frames, S×S pixels, P patches a side, N tokens a frame, C hidden size of the LLM.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
 
 from linvt.backbones.base import FrameTokens
 from linvt.backbones.checkpoint import Rule
 from linvt.backbones.conversation import CHATML, ConversationFormat
+from linvt.backbones.onevision import halve_grid
 from linvt.backbones.preprocessing import Squeeze
 from linvt.backbones.published import Config, PublishedBackbone, from_config, mlp
 from linvt.backbones.siglip import NAME, SiglipTower, siglip_config, siglip_preprocessing, siglip_rules
@@ -31,14 +30,6 @@ class _Vision(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.intermediate(self.tower(pixels))
-
-
-def halve_grid(tokens: Tensor) -> Tensor:
-    """[T, P², C] → [T, ⌈P/2⌉², C], bilinearly: what LLaVA-OneVision does to the frames of a video."""
-    side = round(tokens.shape[1] ** 0.5)
-    grid_TCPP = tokens.unflatten(1, (side, side)).movedim(-1, 1)
-    half = math.ceil(side / 2)
-    return F.interpolate(grid_TCPP, size=(half, half), mode="bilinear").flatten(2).mT
 
 
 class AquilaBackbone(PublishedBackbone):

@@ -21,7 +21,9 @@ class VisionOptions:
     """Departures from a model's usual vision side. What a cache holds depends on them."""
 
     full_grid: bool = False
-    """Keep every token of a frame where the model pools the frames of a video (Aquila-VL)."""
+    """Keep every token of a frame where the model pools the frames of a video (Aquila-VL, LLaVA-OneVision)."""
+    frame_side: int | None = None
+    """Pixels of the square that a video's frames are squeezed to, 448 by default, where a model takes any shape."""
     reset_intermediate: int | None = None
     """Re-initialise the intermediate layer from this seed: the paper's "w/o alignment" (Table 3)."""
 

@@ -5,6 +5,7 @@ Shape legend: T frames, N tokens a frame, C hidden size, B batch, L sequence len
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ class FrozenBackbone(nn.Module, ABC):
     def generate(self, embeds: Tensor, mask: Tensor, *, max_new_tokens: int, **sampling: Any) -> list[list[int]]:
         self._need("llm")
         sampling.setdefault("do_sample", False)
-        out = self.model.generate(
+        out = self._generator.generate(
             inputs_embeds=embeds,
             attention_mask=mask.long(),
             max_new_tokens=max_new_tokens,
@@ -156,6 +157,11 @@ class FrozenBackbone(nn.Module, ABC):
         return [name for name, module in self._base.named_modules() if id(module) in inside]
 
     @property
+    def _generator(self) -> Any:
+        """What generates from embeddings."""
+        return self.model
+
+    @property
     def _base(self) -> Any:
         """The Transformers model, also when PEFT has wrapped it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
@@ -163,6 +169,15 @@ class FrozenBackbone(nn.Module, ABC):
     def _need(self, part: str) -> None:
         if part not in self.parts:
             raise ValueError(f"{self.name} was loaded without its {part} part; load_backbone(…, parts={{'{part}'}})")
+
+
+def attention_for(model_class: Any, dtype: torch.dtype, device: torch.device) -> str:
+    """The fastest attention that `model_class` can use: flash_attention_2, sdpa or eager."""
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    has_flash = device.type == "cuda" and is_half and find_spec("flash_attn") is not None
+    if has_flash and getattr(model_class, "_supports_flash_attn", False):
+        return "flash_attention_2"
+    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 
 def checked_parts(parts: Collection[str]) -> frozenset[str]:

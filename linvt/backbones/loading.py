@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers.models.auto import AutoProcessor
 
 from linvt.backbones.aquila import AquilaBackbone
 from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
@@ -14,6 +13,7 @@ from linvt.backbones.blip3 import Blip3Backbone
 from linvt.backbones.frame_side import side_for
 from linvt.backbones.frozen import FrozenBackbone
 from linvt.backbones.generic import GenericBackbone
+from linvt.backbones.generic_processor import load_image_processor
 from linvt.backbones.internvl2 import InternVL2Backbone
 from linvt.backbones.mipha import MiphaBackbone
 from linvt.backbones.molmo import MolmoBackbone
@@ -61,7 +61,7 @@ def max_frame_side(name: str) -> int:
     layout = published_layout(resolve_directory(name))
     if layout is not None:
         return layout.frame_side(read_config(resolve_directory(name)))
-    return side_for(AutoProcessor.from_pretrained(resolve_directory(name)).image_processor)
+    return side_for(load_image_processor(resolve_directory(name)))
 
 
 def load_backbone(

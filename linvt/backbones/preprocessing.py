@@ -26,9 +26,12 @@ class Squeeze:
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """float32 [T, 3, S, S] of uint8 RGB [T, H, W, 3]."""
-        size = (self.side, self.side)
-        resized = np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in frames])
-        return normalise(resized, self.mean, self.std)
+        return normalise(squeezed(frames, self.side), self.mean, self.std)
+
+
+def squeezed(frames: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [T, side, side, 3] of uint8 [T, H, W, 3], with Pillow's bicubic filter."""
+    return np.stack([np.asarray(Image.fromarray(f).resize((side, side), Image.Resampling.BICUBIC)) for f in frames])
 
 
 def normalise(frames: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -21,7 +21,7 @@ from transformers.models.auto import AutoTokenizer
 from linvt.backbones.base import Message, Prompt, VisionOptions
 from linvt.backbones.checkpoint import Checkpoint, Rule, fill, rule_for
 from linvt.backbones.conversation import SLOT, ConversationFormat
-from linvt.backbones.frozen import FrozenBackbone, checked_parts
+from linvt.backbones.frozen import FrozenBackbone, attention_for, checked_parts
 
 Config = dict[str, Any]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -53,6 +53,8 @@ class PublishedBackbone(FrozenBackbone):
         self.name, self.parts, self.options, self._directory = name, checked_parts(parts), options, directory
         self.config = read_config(directory)
         self.check(self.config)
+        if options.frame_side is not None:
+            raise ValueError(f"{self.model_name} resizes every frame to one size; leave out frame_side")
         with _uninitialised(dtype, device):
             self.vision = self.build_vision(self.config) if "vision" in parts else None
             self.model = self.build_llm(self.config) if "llm" in parts else None
@@ -184,7 +186,7 @@ def read_config(directory: Path) -> Config:
 
 def from_config(model_class: Any, config: Any) -> nn.Module:
     """A Transformers model in the current default dtype, with the fastest attention that it offers."""
-    attention = "sdpa" if model_class._supports_sdpa else "eager"
+    attention = attention_for(model_class, torch.get_default_dtype(), torch.get_default_device())
     model = model_class._from_config(config, dtype=torch.get_default_dtype(), attn_implementation=attention)
     model.tie_weights()  # Else done with the initialisation, which is left out here.
     return model

@@ -48,6 +48,9 @@ class ExtractConfig:
     """Most decoded frames of a video held in memory, evenly spread; the kept frames are chosen among them."""
     full_grid: bool = False
     """Keep every token of a frame where the model's own video path pools them: 27×27 instead of 14×14 for Aquila-VL."""
+    frame_side: int | None = None
+    """Pixels of the square that a video's frames are squeezed to, for models that take any shape (Qwen2-VL: 448, which
+    gives 16×16 tokens). Images keep theirs."""
     reset_intermediate: int | None = None
     """Re-initialise the image-LLM's intermediate layer from this seed: the paper's "w/o alignment" (Table 3)."""
     encode_batch_size: int = 16

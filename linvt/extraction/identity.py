@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
@@ -27,24 +27,26 @@ class FeatureSpec:
     sampling: Sampling = "shots"
     fps: float | None = None
     full_grid: bool = False
+    frame_side: int | None = None
     reset_intermediate: int | None = None
-    """These two as in VisionOptions."""
+    """These three as in VisionOptions."""
     layout_version: int = LAYOUT_VERSION
 
     @property
     def vision_options(self) -> VisionOptions:
-        return VisionOptions(full_grid=self.full_grid, reset_intermediate=self.reset_intermediate)
+        return VisionOptions(**{field.name: getattr(self, field.name) for field in fields(VisionOptions)})
 
     @property
     def feature_id(self) -> str:
         """32 hex characters."""
-        fields = asdict(self)
+        content = asdict(self)
         if self.sampling == "shots":
             # Caches from before there was a choice keep their id.
-            del fields["sampling"], fields["fps"]
+            del content["sampling"], content["fps"]
         if self.vision_options == PUBLISHED_VISION:
-            del fields["full_grid"], fields["reset_intermediate"]
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+            for field in fields(VisionOptions):
+                del content[field.name]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

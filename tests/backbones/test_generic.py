@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from linvt.backbones import load_backbone, vision_fingerprint
+from linvt.backbones import VisionOptions, load_backbone, vision_fingerprint
+from linvt.backbones.frozen import attention_for
 from tests.tiny_models import save_tiny_llava
 
 QUESTION = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what color is the star ?"}]}]
@@ -119,15 +120,44 @@ def test_fingerprint_follows_the_vision_weights_alone(directory, tmp_path):
         assert (vision_fingerprint(str(copy)) != before) is changes
 
 
-def test_an_incomplete_checkpoint_is_refused_by_name(directory, tmp_path):
+@pytest.mark.parametrize("kind", ["missing", "unexpected", "mismatched"])
+@pytest.mark.parametrize("part", ["vision", "llm"])
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(directory, tmp_path, kind, part):
     for file in directory.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     state = load_file(tmp_path / "model.safetensors")
-    name = next(name for name in state if "projector" in name)
-    del state[name]
+    name = next(name for name in state if ("projector" if part == "vision" else "up_proj") in name)
+    if kind == "missing":
+        del state[name]
+    elif kind == "unexpected":
+        name = "stray.weight"
+        state[name] = torch.ones(1)
+    else:
+        state[name] = torch.zeros(3, 3)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="projector"):
-        load_backbone(str(tmp_path), parts={"vision"})
+    with pytest.raises(ValueError, match=rf"does not fit its architecture.*{kind}.*{name.split('.')[-2]}"):
+        load_backbone(str(tmp_path), parts={part})
+
+
+def test_a_model_without_a_known_intermediate_layer_says_so(directory, monkeypatch):
+    monkeypatch.setattr("linvt.backbones.generic._INTERMEDIATE", ("elsewhere",))
+    with pytest.raises(ValueError, match=r"llava.*no intermediate layer found"):
+        load_backbone(str(directory), options=VisionOptions(reset_intermediate=1))
+
+
+def test_attention_is_the_fastest_that_the_model_and_the_device_have(monkeypatch):
+    class Model:
+        _supports_sdpa = _supports_flash_attn = True
+
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr("linvt.backbones.frozen.find_spec", lambda name: object())
+    assert attention_for(Model, torch.bfloat16, gpu) == "flash_attention_2"
+    assert attention_for(Model, torch.float32, gpu) == "sdpa"
+    assert attention_for(Model, torch.bfloat16, cpu) == "sdpa"
+    monkeypatch.setattr("linvt.backbones.frozen.find_spec", lambda name: None)
+    assert attention_for(Model, torch.bfloat16, gpu) == "sdpa"
+    monkeypatch.setattr(Model, "_supports_sdpa", False)
+    assert attention_for(Model, torch.bfloat16, gpu) == "eager"
 
 
 def test_wrong_names_and_models_are_refused(directory, tmp_path):

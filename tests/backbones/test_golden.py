@@ -16,7 +16,7 @@ from linvt.backbones import load_backbone
 
 pytestmark = pytest.mark.golden
 ROOT = Path(os.environ.get("LINVT_GOLDEN", Path(__file__).parents[1] / "golden"))
-MODELS = ("aquila", "blip3", "internvl2_qwen2", "internvl2_internlm2", "mipha", "mipha_phi2", "molmo")
+MODELS = ("aquila", "blip3", "internvl2_qwen2", "internvl2_internlm2", "mipha", "mipha_phi2", "molmo", "qwen2_vl")
 # Summed in another order, single precision differs by this much; end to end, by a little more.
 TOLERANCE, END_TO_END = 2e-5, 5e-5
 
@@ -52,9 +52,15 @@ def _spliced(backbone: Any, golden: dict[str, torch.Tensor], frame_tokens: torch
     return torch.cat(pieces)[None]
 
 
+def _frame_tokens(backbone: Any, golden: dict[str, torch.Tensor]) -> torch.Tensor:
+    if "pixel_patches" in golden:
+        return backbone.encode_pixels(golden["pixel_patches"], image_grid_thw=golden["image_grid_thw"])
+    return backbone.encode_pixels(golden["pixel_values"])
+
+
 def test_golden_frame_tokens(golden):
     backbone, expected = golden
-    _assert_equal(backbone.encode_pixels(expected["pixel_values"]), expected["frame_tokens"])
+    _assert_equal(_frame_tokens(backbone, expected), expected["frame_tokens"])
 
 
 def test_golden_logits_of_text(golden):
@@ -71,7 +77,7 @@ def test_golden_logits_behind_frame_tokens(golden):
 
 def test_golden_logits_from_pixels(golden):
     backbone, expected = golden
-    embeds = _spliced(backbone, expected, backbone.encode_pixels(expected["pixel_values"]))
+    embeds = _spliced(backbone, expected, _frame_tokens(backbone, expected))
     _assert_equal(_logits(backbone, embeds), expected["spliced_logits"], END_TO_END)
 
 
@@ -84,3 +90,14 @@ def test_golden_features_of_molmo_with_padding():
     _assert_equal(backbone.vision.features(pixels, share), expected["frame_tokens_padded"])
     added = backbone.encode_pixels(pixels, share) - expected["frame_tokens_padded"]
     _assert_equal(added, (expected["frame_tokens"] - expected["features"])[:1, :1].expand_as(added))
+
+
+def test_golden_logits_of_images_at_positions_in_a_grid():
+    """Qwen2-VL's own way with images: M-RoPE positions, where frames among video tokens go by a running index."""
+    torch.set_num_threads(1)
+    backbone = load_backbone(str(ROOT / "qwen2_vl"))
+    expected = load_file(ROOT / "qwen2_vl" / "golden.safetensors")
+    embeds = backbone.embed(expected["mm_input_ids"])
+    embeds[expected["mm_token_type_ids"] == 1] = _frame_tokens(backbone, expected).flatten(0, 1)
+    hidden = backbone.model.get_decoder()(inputs_embeds=embeds, position_ids=expected["mm_position_ids"])
+    _assert_equal(backbone.head(hidden.last_hidden_state), expected["mm_logits"], END_TO_END)

@@ -150,6 +150,11 @@ def test_the_intermediate_layer_can_be_reset(directory, backbone, golden):
         assert torch.equal(parameter, backbone.vision.tower.get_parameter(name))
 
 
+def test_a_frame_side_is_refused(directory):
+    with pytest.raises(ValueError, match="resizes every frame to one size"):
+        _load(directory, parts={"vision"}, options=VisionOptions(frame_side=224))
+
+
 def test_weights_are_frozen(backbone):
     assert not backbone.training
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
