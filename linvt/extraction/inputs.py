@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from linvt.extraction.fetch import filesystem_of, names_no_file
+from linvt.storage_error import explained
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported, which no type checker sees
 
@@ -102,22 +103,24 @@ def list_inputs(videos: str, media_root: str | None = None) -> Listing:
 
     Folders and globs give the files with a known media extension, hidden files (.name) left out. A list or annotation
     file gives every path it names, whatever its extension, also those that do not exist: they end as quarantined rows.
-    Raises ValueError where nothing is found, or where two different files would get one video id.
+    Raises ValueError where nothing is found, or where two different files would get one video id, and StorageError.
     """
+    with explained(f"--videos {videos}", "cannot be listed"):
+        return _unique(videos, _found(videos, media_root))
+
+
+def _found(videos: str, media_root: str | None) -> Iterable[MediaFile]:
     filesystem, path = _open(videos)
     suffix = PurePosixPath(path).suffix.lower()
     if filesystem.isdir(path):
-        found = _below(filesystem, path, _walk(filesystem, path))
-    elif filesystem.isfile(path):
+        return _below(filesystem, path, _walk(filesystem, path))
+    if filesystem.isfile(path):
         if suffix in (".txt", ".jsonl"):
-            found = _listed(filesystem, path, media_root)
-        else:
-            found = [_media_file(filesystem, path, PurePosixPath(path).name, _info(filesystem, path))]
-    elif _WILDCARDS & set(path):
-        found = _globbed(filesystem, path)
-    else:
-        raise ValueError(f"--videos {videos}: no such file or folder; expected a folder, a glob, a .txt or a .jsonl")
-    return _unique(videos, found)
+            return _listed(filesystem, path, media_root)
+        return [_media_file(filesystem, path, PurePosixPath(path).name, _info(filesystem, path))]
+    if _WILDCARDS & set(path):
+        return _globbed(filesystem, path)
+    raise ValueError(f"--videos {videos}: no such file or folder; expected a folder, a glob, a .txt or a .jsonl")
 
 
 def _open(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -134,7 +137,8 @@ def _walk(filesystem: AbstractFileSystem, root: str) -> dict[str, Any]:
 
 def _info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
     if not isinstance(filesystem, LocalFileSystem):
-        return filesystem.info(path)
+        with explained(filesystem.unstrip_protocol(path), "cannot be looked up", passing=(FileNotFoundError,)):
+            return filesystem.info(path)
     # fsspec gives a link's own modification time, which stays when the file behind it changes.
     try:
         stat = os.stat(path)

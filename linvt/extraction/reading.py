@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from linvt.extraction.fetch import error_class, local_copy, names_no_file
+from linvt.storage_error import explained
 from linvt.video import DecodedVideo, MediaError, MediaInfo, stream_video
 
 
@@ -53,7 +54,7 @@ Reader = Callable[[str, int, int], Generator[np.ndarray, None, MediaRead]]
 def read_media(
     uri: str, max_side: int, max_candidates: int, *, alive: Callable[[], None] = lambda: None
 ) -> Generator[np.ndarray, None, MediaRead]:
-    """A `Reader` in this process. Raises Unreadable, OSError or MemoryError."""
+    """A `Reader` in this process. Raises Unreadable, StorageError or MemoryError."""
     started = time.perf_counter()
     try:
         with local_copy(uri, alive) as (path, sha256):
@@ -65,9 +66,10 @@ def read_media(
             except MediaError as error:
                 raise Unreadable(error.stage, error.error_class, error.message, sha256, size_bytes) from error
     except OSError as error:
-        if not names_no_file(error):
+        if names_no_file(error):
+            raise Unreadable("fetch", error_class(error), str(error)) from error
+        with explained(uri, "cannot be read"):
             raise
-        raise Unreadable("fetch", error_class(error), str(error)) from error
     return MediaRead(
         sha256=sha256,
         size_bytes=size_bytes,
