@@ -163,7 +163,7 @@ def test_a_row_with_two_media_is_refused(tmp_path):
         ('[\n{"media": "1", "caption": "x"}\n', 3, "not closed"),
         ('[\n{"media": "1", "caption": "x"}\n{"media": "2", "caption": "x"}]', 3, "expected ','"),
         ('[\n{"media": "1", "caption": "x"},\n\n{"media": }]', 4, "not JSON"),
-        ("[\n]\n garbage", 2, "not JSON"),
+        ("[\n]\n garbage", 3, "not JSON"),
     ],
 )
 def test_a_broken_array_is_named_by_line(tmp_path, text, line, reason):
