@@ -156,21 +156,24 @@ def _duplicates(tallies: list[_Tally], show: int) -> dict[str, Any]:
 def _places(tallies: list[_Tally], wanted: dict[int, tuple[int, int]]) -> dict[int, list[dict[str, Any]]]:
     """Where some samples stand: the first place in each of two files, or the first two in one."""
     places: dict[int, list[dict[str, Any]]] = {key: [] for key in wanted}
-    for number, line, annotation in _annotations(tallies):
+    for number, line, row, annotation in _annotations(tallies):
         for key in sample_keys(annotation):
             if key not in wanted or number not in wanted[key] or len(places[key]) == 2:
                 continue
             file = str(tallies[number].path)
             if wanted[key][0] == wanted[key][1] or all(place["file"] != file for place in places[key]):
-                places[key].append({"file": file, "line": line, "media": annotation.media_id})
+                places[key].append({"file": file, "line": line, "row": row, "media": annotation.media_id})
     return {key: found for key, found in places.items() if len(found) == 2}
 
 
-def _annotations(tallies: list[_Tally]) -> Iterator[tuple[int, int, Annotation]]:
+def _annotations(tallies: list[_Tally]) -> Iterator[tuple[int, int, int, Annotation]]:
+    """(number of the file, line, row, what is there)."""
     for number, tally in enumerate(tallies):
+        row_number = 0
         for line, row in read_rows(tally.path, tally.format):
+            row_number += isinstance(row, Annotation) or row.file == str(tally.path)
             if isinstance(row, Annotation):
-                yield number, line, row
+                yield number, line, row_number, row
 
 
 def _print_file(report: dict[str, Any], config: InspectConfig) -> None:
@@ -201,4 +204,5 @@ def _print_pair(pair: dict[str, Any]) -> None:
     else:
         print(f"{pair['files'][0]}: {pair['samples']:,} samples again")
     for one, other in pair["examples"]:
-        print(f"  {one['file']}:{one['line']} and {other['file']}:{other['line']}: {one['media']}")
+        places = (f"{place['file']}:{place['line']} (row {place['row']})" for place in (one, other))
+        print(f"  {' and '.join(places)}: {one['media']}")

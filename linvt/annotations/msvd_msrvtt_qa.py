@@ -52,8 +52,18 @@ _MSVD_CSV = has("video", "question", "answer", "qid", without=("type", "frame_co
 _MSRVTT_JSON = has("id", "video_id", "question", "answer", "category_id")
 _MSRVTT_CSV = has("video", "question", "answer", "qid", without=("width", "frame_count", "a0"))
 
-MSVD_QA = Format(recognises=lambda row: _MSVD_JSON(row) or _MSVD_CSV(row), read=read_msvd, companions=mapping_beside)
+
+def _is_numbered(row: RawRow) -> bool:
+    """HQGA's files of TGIF-QA have the columns of its MSVD-QA, but name their questions otherwise: FRAMEQA1159."""
+    return str(row["qid"]).isdigit()
+
+
+MSVD_QA = Format(
+    recognises=lambda row: _MSVD_JSON(row) or (_MSVD_CSV(row) and _is_numbered(row)),
+    read=read_msvd,
+    companions=mapping_beside,
+)
 MSRVTT_QA = Format(
-    recognises=lambda row: _MSRVTT_JSON(row) or _MSRVTT_CSV(row),
+    recognises=lambda row: _MSRVTT_JSON(row) or (_MSRVTT_CSV(row) and _is_numbered(row)),
     read=reader(_parser(lambda number: f"video{number}.mp4")),
 )
