@@ -70,7 +70,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     started = time.monotonic()
     storage = open_storage(config.out)
     found = _found(config, storage)
-    inputs = list_inputs(config.videos, config.media_root)[: config.limit]
+    inputs = list_inputs(config.videos, config.media_root, config.frames_fps)[: config.limit]
     with ExitStack() as session:
         asked = _resolve(config, found, session)
         check_lock = session.enter_context(exclusive(storage))

@@ -19,6 +19,9 @@ class ExtractConfig:
     """Where the cache goes: a folder or a URI."""
     media_root: str | None = None
     """The folder that relative paths in a list or an annotation file start from; by default the file's own folder."""
+    frames_fps: float = 2.0
+    """Frames a second of a folder of numbered JPEG or PNG files that a list or an annotation file names as one video; 2
+    is ShareGPTVideo's rate."""
     num_frames: int = 64
     """Most frames to keep of a video, spread over its shots."""
     sampling: Sampling = "shots"
@@ -114,6 +117,8 @@ class ExtractConfig:
             raise ValueError("--detector-dtype bfloat16 is for --detector transnetv2; AutoShot computes in float32")
         if self.shot_threshold is not None and not 0 < self.shot_threshold < 1:
             raise ValueError(f"--shot-threshold must lie between 0 and 1, got {self.shot_threshold}")
+        if not 0 < self.frames_fps <= 1000:
+            raise ValueError(f"--frames-fps must lie between 0 and 1000, got {self.frames_fps}")
         if self.max_candidates < self.num_frames:
             raise ValueError(
                 f"--max-candidates ({self.max_candidates}) must be at least --num-frames ({self.num_frames})"

@@ -1,12 +1,13 @@
-"""From an input's URI to a local file and the sha256 of its bytes."""
+"""From an input's URI to a local file, or folder of frames, and the sha256 of its bytes."""
 
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -14,8 +15,10 @@ from typing import BinaryIO
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from linvt.extraction.frame_folders import split_frame_folder_uri
 from linvt.shards.storage import open_filesystem
 from linvt.storage_error import TEMPORARY_FOLDER, StorageError, explained
+from linvt.video import MediaError, ordered_frames
 
 _CHUNK_BYTES = 1 << 20
 # What s3fs fetches ahead, by default 50 MB, is held in memory up to three times, and decoding may have little.
@@ -32,7 +35,7 @@ def names_no_file(error: OSError) -> bool:
     """
     if isinstance(error, StorageError):
         return False
-    known = FileNotFoundError | IsADirectoryError | PermissionError | NotARegularFileError
+    known = FileNotFoundError | IsADirectoryError | PermissionError | NotARegularFileError | NotFramesError
     return error.errno in _NO_SUCH_FILE or isinstance(error, known)
 
 
@@ -57,13 +60,24 @@ def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
     return (LocalFileSystem(), path.rstrip("/") or "/") if path.startswith("/") else open_filesystem(uri)
 
 
+class NotFramesError(OSError):
+    """A folder whose files are not the frames of one video."""
+
+
 @contextmanager
 def local_copy(uri: str, alive: Callable[[], None] = lambda: None) -> Iterator[tuple[Path, str]]:
     """(path, sha256) of the media at `uri`: the file itself if it is local, else a copy that goes when the block ends.
 
+    Of a folder of frames (`frame_folder_uri`) that is a folder, and the sha256 of its rate and its frames' names and
+    contents.
+
     `alive` is called while bytes arrive, and while a store keeps us waiting, which is no fault of the media's. Raises
     OSError; see `names_no_file`.
     """
+    if split_frame_folder_uri(uri):
+        with _local_frames(uri, alive) as found:
+            yield found
+        return
     filesystem, path = filesystem_of(uri)
     digest = hashlib.sha256()
     if isinstance(filesystem, LocalFileSystem):
@@ -88,6 +102,9 @@ def local_copy(uri: str, alive: Callable[[], None] = lambda: None) -> Iterator[t
 
 def content_sha256(uri: str) -> str:
     """The sha256 of the bytes at `uri`; raises what `local_copy` raises."""
+    if frames := split_frame_folder_uri(uri):
+        folder, fps = frames
+        return _digest_of_frames(fps, ((name, content_sha256(f"{folder}/{name}")) for name in _frame_names(folder)))
     filesystem, path = filesystem_of(uri)
     digest = hashlib.sha256()
     if isinstance(filesystem, LocalFileSystem):
@@ -95,6 +112,45 @@ def content_sha256(uri: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
     for chunk in _chunks(filesystem, path, uri):
         digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _local_frames(uri: str, alive: Callable[[], None]) -> Iterator[tuple[Path, str]]:
+    folder_and_fps = split_frame_folder_uri(uri)
+    assert folder_and_fps is not None
+    folder, fps = folder_and_fps
+    filesystem, path = filesystem_of(folder)
+    is_local = isinstance(filesystem, LocalFileSystem)
+    with ExitStack() as opened:
+        place = Path(path)
+        if not is_local:
+            with explained(TEMPORARY_FOLDER, f"no copy of {uri} can be written"):
+                place = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        hashes: list[tuple[str, str]] = []
+        for name in _frame_names(folder):
+            with local_copy(f"{folder}/{name}", alive) as (file, sha256):
+                hashes.append((name, sha256))
+                if not is_local:
+                    with explained(TEMPORARY_FOLDER, f"no copy of {uri} can be written"):
+                        shutil.copyfile(file, place / name)
+        yield place, _digest_of_frames(fps, hashes)
+
+
+def _frame_names(folder: str) -> list[str]:
+    filesystem, path = filesystem_of(folder)
+    with explained(folder, "cannot be listed", passing=(FileNotFoundError, NotADirectoryError, PermissionError)):
+        names = [str(name).rstrip("/").rpartition("/")[2] for name in filesystem.ls(path, detail=False)]
+    try:
+        return ordered_frames(names)
+    except MediaError as error:
+        raise NotFramesError(errno.EINVAL, error.message, folder) from error
+
+
+def _digest_of_frames(fps: float, frames: Iterable[tuple[str, str]]) -> str:
+    digest = hashlib.sha256(f"{fps:g}\n".encode())
+    for name, sha256 in frames:
+        digest.update(f"{sha256} {name}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
