@@ -10,7 +10,8 @@ def read_table(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(line number, the fields by their names or what is wrong with them) of every row; blank lines are no rows.
 
     Fields are told apart by tabs if the header has one, else by commas. A quoted field may hold line ends. A row whose
-    quotes do not fit costs itself alone: reading goes on at its next line. Without a header nothing can be read.
+    quotes do not fit, or with fields too many or too few, costs its first line alone: an open quote takes in good rows.
+    Without a header nothing can be read.
     """
     lines = _Lines(file)
     delimiter = "\t" if "\t" in lines.peek() else ","
@@ -39,6 +40,7 @@ def read_table(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
             names = [name.strip() for name in fields]
         elif len(fields) != len(names):
             yield lines.first, f"{len(fields)} fields, the header has {len(names)}"
+            lines.take_back()
         else:
             yield lines.first, dict(zip(names, fields))
 
