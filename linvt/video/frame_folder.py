@@ -6,7 +6,7 @@ v_abc/c01_0004.jpeg
 """
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -106,5 +106,5 @@ def stream_frame_folder(
     )
 
 
-def _scaler(size: tuple[int, int]):
+def _scaler(size: tuple[int, int]) -> Callable[[Image.Image], np.ndarray]:
     return lambda image: np.asarray(image.resize(size, Image.Resampling.BICUBIC))

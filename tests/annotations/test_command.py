@@ -3,13 +3,15 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from linvt.annotations import read_annotations
+from linvt.annotations import FORMATS, read_annotations
+from linvt.annotations.config import ConvertConfig
 from linvt.annotations.duplicates import sample_keys
 from linvt.extraction.inputs import list_inputs
 from tests.annotations.test_published_formats import WEBVID, write_json, write_text
@@ -95,7 +97,7 @@ def test_inspect_shows_as_much_as_is_asked_for_and_counts_all(sets):
     lines, found = run("inspect", "broken.csv", "--show", 2, cwd=sets)
     assert (found["broken"], len(found["files"][0]["broken_rows"])) == (30, 2)
     assert sum("broken.csv:" in line and "2 fields, the header has 5" in line for line in lines) == 2
-    assert found["files"][0]["broken_rows"][0]["line"] == 7
+    assert found["files"][0]["broken_rows"][0]["line"] == 8
 
 
 def test_inspect_says_what_it_cannot_read(sets):
@@ -154,6 +156,13 @@ def test_help_is_light_and_a_wrong_command_is_told(tmp_path):
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "loaded: []"), done.stderr
     _, found = run("inspekt", cwd=tmp_path, fails=True)
     assert found["error_class"] == "UsageError"
+
+
+def test_the_page_on_datasets_names_every_format_and_no_flag_that_is_none():
+    page = (ROOT / "docs/datasets.md").read_text()
+    assert [name for name in FORMATS if f"`{name}`" not in page] == []
+    flags = set(re.findall(r"python -m linvt\.annotations convert [^\n|`]*?(--[a-z-]+)", page))
+    assert flags <= {f"--{name.replace('_', '-')}" for name in ConvertConfig.__dataclass_fields__}
 
 
 def test_keys_tell_samples_apart_as_far_as_they_should(tmp_path):

@@ -11,7 +11,8 @@ WEBVID = (
     "21179416,https://example.org/21179416.mp4,PT00H00M11S,006001_006050,Aerial shot winter forest\n"
     '5629184,https://example.org/5629184.mp4,PT00H00M29S,071501_071550,"Senior couple, hugging, says ""hello"""\n'
     "3,https://example.org/3.mp4,PT00H00M29S,,No page\n"
-    '1066697806,https://example.org/1066697806.mp4,PT00H00M09S,null,"Two\nlines"\n'
+    '1066697806,https://example.org/1066697806.mp4,PT00H00M09S,019001_019050,"Two\nlines"\n'
+    "4,https://example.org/4.mp4,PT00H00M29S,nan,No page either\n"
 )
 
 
@@ -41,10 +42,9 @@ def test_webvid(tmp_path):
     assert [(a.media_id, a.caption, a.turns) for a in annotations] == [
         ("006001_006050/21179416.mp4", "Aerial shot winter forest", ()),
         ("071501_071550/5629184.mp4", 'Senior couple, hugging, says "hello"', ()),
-        ("null/1066697806.mp4", "Two\nlines", ()),
+        ("019001_019050/1066697806.mp4", "Two\nlines", ()),
     ]
-    [problem] = problems
-    assert (problem.line, problem.row, problem.is_broken) == (4, 3, False)
+    assert [(problem.line, problem.row, problem.is_broken) for problem in problems] == [(4, 3, False), (7, 5, False)]
     assert len(list(read_annotations([path]))) == 3
     with_index = WEBVID.replace("name\n", "name,page_idx\n", 1).replace("forest\n", "forest,7\n")
     assert next(read_annotations([write_text(path, with_index)], "webvid")).caption == "Aerial shot winter forest"
