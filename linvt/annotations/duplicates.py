@@ -50,14 +50,15 @@ class Keys:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def unique(self) -> np.ndarray:
-        """uint64, sorted."""
-        return np.unique(np.frombuffer(self._keys, np.uint64))
-
-    def repeated(self) -> np.ndarray:
-        """The keys that were added more than once, uint64, sorted."""
-        keys, counts = np.unique(np.frombuffer(self._keys, np.uint64), return_counts=True)
-        return keys[counts > 1]
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the different keys, those that were added more than once), uint64, sorted; the bag is empty afterwards."""
+        keys = np.frombuffer(self._keys, np.uint64) if self._keys else np.zeros(0, np.uint64)
+        keys.sort()  # In place: copies of millions of keys would be most of the memory.
+        is_again = keys[1:] == keys[:-1]
+        repeated = np.unique(keys[1:][is_again])
+        unique = keys[np.append(np.ones(min(1, len(keys)), bool), ~is_again)]
+        self._keys = array("Q")
+        return unique, repeated
 
 
 def _stem(media_id: str) -> str:

@@ -20,7 +20,8 @@ from linvt.annotations.rows import Annotation, RowProblem
 def inspect(config: InspectConfig) -> dict[str, Any]:
     """Prints what is in the files, and returns the same as plain values. Broken rows are counted, not raised.
 
-    Memory grows by 24 bytes a sample, for the search for duplicates. Raises ValueError for what is no annotation file.
+    Memory grows by some 30 bytes a sample, for the search for duplicates. Raises ValueError for what is no annotation
+    file.
     """
     files = with_formats(config.files, config.format)
     media = MediaFolder(config.media_root) if config.media_root else None
@@ -85,12 +86,12 @@ class _Tally:
             self.broken_rows.append({"file": row.file, "line": row.line, "row": row.row, "reason": row.reason})
 
     def finish(self) -> None:
-        """Sorts what was collected, and forgets what is not needed any more."""
-        self.repeated, self.samples = self._samples.repeated(), self._samples.unique()
-        self.within = len(self._samples) - len(self.samples)
-        self.media = self._media.unique()
-        self.num_missing = len(self._missing.unique())
-        self._missing, self._media, self._samples = Keys(), Keys(), Keys()
+        """Sorts what was collected."""
+        num_samples = len(self._samples)
+        self.samples, self.repeated = self._samples.take()
+        self.within = num_samples - len(self.samples)
+        self.media, _ = self._media.take()
+        self.num_missing = len(self._missing.take()[0])
 
     def report(self, has_root: bool) -> dict[str, Any]:
         missing = {

@@ -48,9 +48,9 @@ def read_annotations(files: Iterable[str | Path], format: str = AUTO) -> Iterato
     return _strict([read_rows(path, format) for path, format in with_formats(files, format)])
 
 
-def read_rows(path: Path, format: str) -> Rows:
+def read_rows(path: str | Path, format: str) -> Rows:
     """(line number, the Annotation or the RowProblem there) for every row of a file in one of `FORMATS`."""
-    return FORMATS[format].read(path)
+    return FORMATS[format].read(Path(path))
 
 
 def with_formats(files: Iterable[str | Path], format: str) -> list[tuple[Path, str]]:
@@ -69,12 +69,12 @@ def with_formats(files: Iterable[str | Path], format: str) -> list[tuple[Path, s
     return [(path, detect_format(path) if format == AUTO else format) for path in main]
 
 
-def detect_format(path: Path) -> str:
+def detect_format(path: str | Path) -> str:
     """The format of a file, by its first rows that can be read and, where two fit, by its name.
 
     Raises ValueError where none fits, or several do.
     """
-    row = None
+    path, row = Path(path), None
     for number, (_, raw) in enumerate(raw_rows(path)):
         if isinstance(raw, dict):
             row = raw
