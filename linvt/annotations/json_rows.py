@@ -27,7 +27,7 @@ def read_lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield number, _object(json.loads(text))
         except UnicodeDecodeError as error:
             yield number, f"not UTF-8: {error.reason} at byte {error.start} of the line"
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             yield number, f"not JSON: {error}"
 
 
@@ -52,7 +52,7 @@ def read_array(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
             return
         try:
             row, end = text.decoded(decode)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # A ValueError of its own for a number of thousands of digits.
             what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             yield text.line, (_CUT_OFF if text.is_at_end else f"not JSON: {what} near {text.excerpt()}{_REST}")
             return

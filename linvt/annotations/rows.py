@@ -1,5 +1,6 @@
 """The one row type that every annotation format is read into, and what stands for a row that gives none."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +52,7 @@ class Annotation:
             raise ValueError("an empty caption; leave the field out where there is none")
         if self.caption is None and not self.turns:
             raise ValueError("neither a caption nor a question")
-        if self.section_s is not None and not 0 <= self.section_s[0] < self.section_s[1]:
+        if self.section_s is not None and not 0 <= self.section_s[0] < self.section_s[1] < math.inf:
             raise ValueError(f"a section must start at 0 or later and end after that, got {list(self.section_s)}")
 
 

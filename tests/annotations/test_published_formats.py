@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from linvt.annotations import FORMATS, Annotation, RowProblem, Turn, detect_format, read_annotations, read_rows
 
@@ -272,3 +274,17 @@ def test_foreign_rows_are_problems_and_nothing_else(tmp_path, format, text):
     assert annotations == []
     assert all(problem.is_broken for problem in problems)
     assert problems
+
+
+_pieces = st.sampled_from('[]{},:"\\\n\t\r\x00\udcff\ufeffé1') | st.sampled_from(
+    ['"video"', '"QA"', '"q"', '"a"', '"media"', '"start"', "9" * 5000, "null", "NaN", "Infinity", "video,question"]
+)
+
+
+@settings(deadline=None)
+@given(pieces=st.lists(_pieces, max_size=30))
+def test_whatever_is_in_a_file_nothing_but_problems_comes_of_it(tmp_path_factory, pieces):
+    path = tmp_path_factory.mktemp("any") / "a"
+    path.write_bytes("".join(pieces).encode("utf-8", "surrogateescape"))
+    for format in sorted(set(FORMATS) - {"activitynet-qa"}):
+        assert read_all(path, format)[0] == []
