@@ -111,14 +111,14 @@ class ExtractConfig:
             raise ValueError(f"--sampling fps and --fps go together, got --sampling {self.sampling} and fps {self.fps}")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"--fps must be positive, got {self.fps}")
+        if not 0 < self.frames_fps <= 1000:
+            raise ValueError(f"--frames-fps must lie between 0 and 1000, got {self.frames_fps}")
         if self.max_errors is not None and self.max_errors < 0:
             raise ValueError(f"--max-errors must not be negative, got {self.max_errors}")
         if self.detector == "autoshot" and self.detector_dtype == "bfloat16":
             raise ValueError("--detector-dtype bfloat16 is for --detector transnetv2; AutoShot computes in float32")
         if self.shot_threshold is not None and not 0 < self.shot_threshold < 1:
             raise ValueError(f"--shot-threshold must lie between 0 and 1, got {self.shot_threshold}")
-        if not 0 < self.frames_fps <= 1000:
-            raise ValueError(f"--frames-fps must lie between 0 and 1000, got {self.frames_fps}")
         if self.max_candidates < self.num_frames:
             raise ValueError(
                 f"--max-candidates ({self.max_candidates}) must be at least --num-frames ({self.num_frames})"
