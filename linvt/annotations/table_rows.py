@@ -34,6 +34,7 @@ def read_table(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield lines.first, "not UTF-8"
             if names is None:
                 return
+            lines.take_back()
         elif not fields:
             continue
         elif names is None:
