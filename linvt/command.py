@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from linvt.storage_error import StorageError
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -21,7 +23,7 @@ def run(config_class: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], 
 
     `--config FILE.toml` gives defaults that flags override; `--dry-run` prints the resolved configuration instead of
     running. The result of `main` is printed as one JSON object, and so is a failure, `{"error": …}` with exit code 1.
-    A ValueError is taken for a user's mistake and shown without a traceback.
+    A ValueError is taken for a user's mistake and shown without a traceback, and so is a StorageError.
     """
     logging.basicConfig(level=os.environ.get("LINVT_LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(message)s")
     arguments = sys.argv[1:]
@@ -36,7 +38,7 @@ def run(config_class: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], 
         if end.code:
             _print_last_line({"error": "the command line is not valid; stderr says why", "error_class": "UsageError"})
         raise
-    except ValueError as error:
+    except (ValueError, StorageError) as error:
         _fail(error)
     except KeyboardInterrupt:
         _fail(RuntimeError("interrupted; run the same command with --on-existing resume to go on"), code=130)

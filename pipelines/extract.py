@@ -5,14 +5,16 @@ hold a shot detector on CPUs, encoders hold the vision tower on GPUs where there
 once, tokens never: an encoder spools them, and an assembler task turns the spool into a shard.
 """
 
+import gc
 import json
 import logging
 import math
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 
 from linvt.backbones import VisionOptions, max_frame_side, vision_fingerprint
 from linvt.extraction.assembly import assemble_shard
@@ -39,10 +42,11 @@ from linvt.extraction.plan import Plan, PlannedInput, grow_plan, write_plan
 from linvt.extraction.reopening import reopen_shards
 from linvt.extraction.spool import quarantined_spool, remove_spooled, spooled_slots
 from linvt.extraction.tally import Tally
-from linvt.shards.commit import CommitRecord, CommittedShard
+from linvt.shards.commit import CommitRecord, CommittedShard, ShardError
 from linvt.shards.layout import EXTRACTION, VIDEOS
 from linvt.shards.storage import Storage, open_storage
 from linvt.shots import detector_fingerprint, fast_detector_dtype, published_threshold
+from linvt.storage_error import StorageError
 from pipelines._assembler import assemble
 from pipelines._decoder import Decoder
 from pipelines._encoder import Encoder
@@ -66,10 +70,10 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     started = time.monotonic()
     storage = open_storage(config.out)
     found = _found(config, storage)
-    inputs = list_inputs(config.videos, config.media_root)[: config.limit]
+    inputs = list_inputs(config.videos, config.media_root, config.frames_fps)[: config.limit]
     with ExitStack() as session:
         asked = _resolve(config, found, session)
-        session.enter_context(exclusive(storage))
+        check_lock = session.enter_context(exclusive(storage))
         # Again, because whoever held OUT until now may have changed it.
         existing = _found(config, storage)
 
@@ -97,7 +101,9 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         )
         if len(shards.pending):
             _start_ray(session)
-            _run_stages(config, asked, shards)
+            with _workers_errors_in_short():
+                _run_stages(config, asked, shards, check_lock)
+        check_lock()
 
         # 3. Every input is a sample or a tombstone, or this raises.
         finish_extraction(storage, plan, shards.committed)
@@ -217,6 +223,8 @@ class _Shards:
 
 def _start_ray(ray_session: ExitStack) -> None:
     """Joins the cluster of RAY_ADDRESS, as `ray job submit` sets it, or starts a local one for this session."""
+    # Whoever called this tells what a worker raised. Ray Data would tell it first, as a fault of Ray's to be reported.
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return
     # Workers' output would mix with the outcome on stdout; it is in Ray's own logs.
@@ -256,8 +264,10 @@ def _place_workers(config: ExtractConfig, resources: Mapping[str, float]) -> _Pl
     )
 
 
-def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> None:
+def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards, check_lock: Callable[[], None]) -> None:
     """Decodes, encodes and assembles everything that is pending."""
+    # A run that failed in this process may still hold its workers, and with them the CPUs that this one waits for.
+    gc.collect()
     placement = _place_workers(config, ray.cluster_resources())
     logger.info("%d decoders and %d encoders", placement.num_decoders, placement.num_encoders)
     context = ray.data.DataContext.get_current()
@@ -302,6 +312,7 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> No
     with Progress(total, unit="video") as progress:
         batches: Iterable[Any] = decided.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for batch in batches:
+            check_lock()
             columns = batch.to_pydict()
             for shard in shards.decide(columns["slot"]):
                 assemblies.append(remote_assemble.remote(shards.storage.uri, *shards.assembly_arguments(shard)))
@@ -319,6 +330,19 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards) -> No
     resources = ray.cluster_resources()
     facts = tally.summary(time.monotonic() - started, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
     logger.info("this run: %s", json.dumps(facts))
+
+
+@contextmanager
+def _workers_errors_in_short() -> Iterator[None]:
+    """Raises a worker's StorageError or ShardError as such. Of what Ray Data's workers raise, only the text arrives."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        for kind in (StorageError, ShardError):
+            told = re.search(rf"^{kind.__module__}\.{kind.__qualname__}: (.+)$", str(error), re.MULTILINE)
+            if told is not None:
+                raise kind(told[1]) from None
+        raise
 
 
 def _collect(assemblies: list[ray.ObjectRef], shards: _Shards, *, leave: int) -> list[ray.ObjectRef]:

@@ -1,6 +1,17 @@
 """Annotation files, ours and published ones, read into one row type."""
 
-from linvt.annotations.reading import FORMATS, read_annotations
-from linvt.annotations.rows import Annotation, Turn
+from linvt.annotations.media import AnyExtension, MediaFolder
+from linvt.annotations.reading import FORMATS, detect_format, read_annotations, read_rows
+from linvt.annotations.rows import Annotation, RowProblem, Turn
 
-__all__ = ["FORMATS", "Annotation", "Turn", "read_annotations"]
+__all__ = [
+    "FORMATS",
+    "Annotation",
+    "AnyExtension",
+    "MediaFolder",
+    "RowProblem",
+    "Turn",
+    "detect_format",
+    "read_annotations",
+    "read_rows",
+]

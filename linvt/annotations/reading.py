@@ -1,103 +1,114 @@
-"""Annotation files of any known format, row by row."""
+"""Annotation files of any known format, row by row, in constant memory."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from linvt.annotations import linvt_format, llava_format
-from linvt.annotations.rows import Annotation
+from linvt.annotations.activitynet_qa import ACTIVITYNET_QA
+from linvt.annotations.format import Format, Rows, raw_rows
+from linvt.annotations.linvt_format import LINVT
+from linvt.annotations.llava_format import CAPTIONS, LLAVA, SHAREGPTVIDEO
+from linvt.annotations.msvd_msrvtt_qa import MSRVTT_QA, MSVD_QA
+from linvt.annotations.nextqa import NEXTQA
+from linvt.annotations.rows import Annotation, RowProblem
+from linvt.annotations.tgif_qa import TGIF_QA
+from linvt.annotations.video_chatgpt import VIDEO_CHATGPT
+from linvt.annotations.videochat2_it import VIDEOCHAT2_IT
+from linvt.annotations.webvid import WEBVID
 
-FORMATS: dict[str, Callable[[dict[str, Any]], Annotation]] = {
-    "linvt": linvt_format.parse_row,
-    "llava": llava_format.parse_row,
-    "llava-caption": llava_format.parse_caption_row,
+logger = logging.getLogger(__name__)
+
+FORMATS: dict[str, Format] = {
+    "linvt": LINVT,
+    "llava": LLAVA,
+    "llava-caption": CAPTIONS,
+    "sharegptvideo": SHAREGPTVIDEO,
+    "sharegptvideo-caption": CAPTIONS,
+    "webvid": WEBVID,
+    "video-chatgpt": VIDEO_CHATGPT,
+    "videochat2-it": VIDEOCHAT2_IT,
+    "activitynet-qa": ACTIVITYNET_QA,
+    "msvd-qa": MSVD_QA,
+    "msrvtt-qa": MSRVTT_QA,
+    "tgif-qa": TGIF_QA,
+    "nextqa": NEXTQA,
 }
+AUTO = "auto"
+_LOOKED_AT = 100
 
 
-def read_annotations(files: Iterable[str | Path], format: str) -> Iterator[Annotation]:
+def read_annotations(files: Iterable[str | Path], format: str = AUTO) -> Iterator[Annotation]:
     """Yield the rows of `files` in their order, as Annotations.
 
-    A file is JSON lines or one JSON array, told apart by its first character; JSON lines are read as a stream. A row
-    that cannot be read raises ValueError with file:line and the reason: a training set is never silently thinned.
+    `format` is one of `FORMATS`, or "auto" to tell each file's by its first rows. A broken row raises ValueError with
+    file, line and reason: a training set is never silently thinned. Rows that the set's own rules leave out are counted
+    and logged. A file that another of them is read with, such as ActivityNet-QA's answers, may be named too.
     """
-    if format not in FORMATS:
-        raise ValueError(f"unknown annotation format {format!r}; valid formats: {sorted(FORMATS)}")
+    return _strict([read_rows(path, format) for path, format in with_formats(files, format)])
+
+
+def read_rows(path: str | Path, format: str) -> Rows:
+    """(line number, the Annotation or the RowProblem there) for every row of a file in one of `FORMATS`."""
+    return FORMATS[format].read(Path(path))
+
+
+def with_formats(files: Iterable[str | Path], format: str) -> list[tuple[Path, str]]:
+    """Each of `files` with its format; without those that are read with another of them.
+
+    Raises ValueError for an unknown format, one that cannot be told, and what is no file.
+    """
+    if format not in (*FORMATS, AUTO):
+        raise ValueError(f"unknown annotation format {format!r}; valid formats: {sorted(FORMATS)} and {AUTO!r}")
     paths = [Path(file) for file in files]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise ValueError(f"no such annotation file: {', '.join(missing)}")
-    return _read_files(paths, FORMATS[format])
+    companions = {beside for path in paths for one in FORMATS.values() for beside in one.companions(path)}
+    main = [path for path in paths if path not in companions]
+    return [(path, detect_format(path) if format == AUTO else format) for path in main]
 
 
-def _read_files(paths: list[Path], parse_row: Callable[[dict[str, Any]], Annotation]) -> Iterator[Annotation]:
-    for path in paths:
-        for line_number, row in _iterate_rows(path):
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{line_number}: a row must be a JSON object, got {_shorten(row)}")
-            try:
-                annotation = parse_row(row)
-            except ValueError as error:
-                raise ValueError(f"{path}:{line_number}: {error}") from error
-            yield annotation
+def detect_format(path: str | Path) -> str:
+    """The format of a file, by its first rows that can be read and, where two fit, by its name.
+
+    Raises ValueError where none fits, or several do.
+    """
+    path, row = Path(path), None
+    for number, (_, raw) in enumerate(raw_rows(path)):
+        if isinstance(raw, dict):
+            row = raw
+            break
+        if number == _LOOKED_AT:
+            break
+    if row is None:
+        raise ValueError(f"{path}: its format cannot be told, since none of its first rows can be read; give --format")
+    fitting = [name for name, format in FORMATS.items() if format.recognises(row)]
+    if len(fitting) > 1:
+        by_name = [name for name in fitting if name.split("-")[0] in path.name.lower()]
+        fitting = by_name if len(by_name) == 1 else fitting
+    if len(fitting) != 1:
+        which = f"it may be {' or '.join(fitting)}" if fitting else "none of the known ones has rows like this"
+        raise ValueError(f"{path}: its format cannot be told from a row of {sorted(row)}: {which}; give --format")
+    return fitting[0]
 
 
-def _iterate_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, decoded JSON value) of every row; blank lines are skipped."""
-    with path.open(encoding="utf-8") as file:
-        if _first_character(file) == "[":
-            yield from _iterate_array(path, file.read())
-            return
-        for line_number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}:{line_number}: not JSON: {error}") from error
-                yield line_number, row
+def _strict(files: Iterable[Rows]) -> Iterator[Annotation]:
+    for rows in files:
+        left_out: Counter[str] = Counter()
+        for _, row in rows:
+            if isinstance(row, Annotation):
+                yield row
+                continue
+            if row.is_broken:
+                raise ValueError(
+                    f"{row}. `python -m linvt.annotations inspect` lists all such rows, and "
+                    "`python -m linvt.annotations convert --on-problem skip` writes a file without them"
+                )
+            left_out[_place(row)] += 1
+        for place, count in left_out.items():
+            logger.info("%d rows left out: %s", count, place)
 
 
-def _first_character(file: Any) -> str:
-    """The first character that is not blank; the file is at its start again afterwards."""
-    character = file.read(1)
-    while character.isspace():
-        character = file.read(1)
-    file.seek(0)
-    return character
-
-
-def _iterate_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """The elements of a JSON array one at a time, so that each is known by its line."""
-    decoder = json.JSONDecoder()
-    position, line_number, counted_to = text.index("[") + 1, 1, 0
-    expects_element = True
-    while True:
-        while position < len(text) and text[position].isspace():
-            position += 1
-        line_number += text.count("\n", counted_to, position)
-        counted_to = position
-        if position >= len(text):
-            raise ValueError(f"{path}:{line_number}: the array is not closed; is the file complete?")
-        if text[position] == "]" and _is_blank(text, position + 1):
-            return
-        if not expects_element:
-            if text[position] != ",":
-                raise ValueError(f"{path}:{line_number}: expected ',' or ']', got {text[position : position + 20]!r}")
-            position += 1
-            expects_element = True
-            continue
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-        yield line_number, row
-        expects_element = False
-
-
-def _is_blank(text: str, start: int) -> bool:
-    return not text[start:].strip()
-
-
-def _shorten(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+def _place(row: RowProblem) -> str:
+    return f"{row.file}: {row.reason}"

@@ -22,7 +22,7 @@ class EvaluateConfig:
     benchmark: Literal["qa"] = "qa"
     """"qa": open or multiple-choice questions, scored by normalised exact match."""
     format: str = "linvt"
-    """Format of the annotation files."""
+    """Format of the annotation files: linvt, a published set's (docs/datasets.md), or auto."""
     media_prefix: str = ""
     """Put before every media name of the annotations to make it the cache's video id, e.g. "videos/"."""
     cache: str | None = None

@@ -27,6 +27,8 @@ def questions_of(annotations: Iterable[Annotation], *, media_prefix: str = "") -
     questions = []
     for annotation in annotations:
         media_id = media_prefix + annotation.media_id
+        if annotation.section_s is not None:
+            raise ValueError(f"{media_id}: asked about a section of it, {annotation.section_s} s; only whole media are")
         for turn in annotation.turns:
             questions.append(
                 Question(

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from linvt.annotations import AnyExtension, MediaFolder
 from linvt.evaluation.config import METHOD_KINDS, EvaluateConfig
 from linvt.evaluation.questions import Question, prompt_of
 from linvt.evaluation.results import Result
@@ -97,7 +98,7 @@ class ModelAnswerer:
             text = prompt_of(question, show_choices=self._config.show_choices)
             return Prompt(text=text, options=question.choices if self._config.answers == "choices" else None)
 
-        key_of = self._cache.video_ids
+        key_of = AnyExtension(self._cache.video_ids)
         present = [question for question in piece.questions if question.media_id in key_of]
         asked = (
             (self._cache.get(key_of[media_id]), [prompt(question) for question in group])
@@ -129,6 +130,7 @@ class EndpointAnswerer:
             headers["Authorization"] = f"Bearer {os.environ[config.api_key_env]}"
         self._client = httpx.Client(base_url=config.endpoint.rstrip("/"), headers=headers, timeout=_PATIENCE_S)
         self._config, self._root = config, config.media_root.resolve()
+        self._media = MediaFolder(self._root)
 
     def __call__(self, piece: Piece) -> list[Result]:
         with ThreadPoolExecutor(max_workers=self._config.batch_size) as pool:
@@ -141,7 +143,8 @@ class EndpointAnswerer:
 
     def _ask(self, question: Question) -> str | None:
         part = f"{question.kind}_url"
-        media = {"type": part, part: {"url": (self._root / question.media_id).as_uri()}}
+        name = self._media.find(question.media_id) or question.media_id
+        media = {"type": part, part: {"url": (self._root / name).as_uri()}}
         text = prompt_of(question, show_choices=self._config.show_choices)
         body = {
             "model": self._config.served_model_name,

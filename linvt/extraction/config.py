@@ -19,6 +19,9 @@ class ExtractConfig:
     """Where the cache goes: a folder or a URI."""
     media_root: str | None = None
     """The folder that relative paths in a list or an annotation file start from; by default the file's own folder."""
+    frames_fps: float = 2.0
+    """Frames a second of a folder of numbered JPEG or PNG files that a list or an annotation file names as one video; 2
+    is ShareGPTVideo's rate."""
     num_frames: int = 64
     """Most frames to keep of a video, spread over its shots."""
     sampling: Sampling = "shots"
@@ -115,6 +118,8 @@ class ExtractConfig:
             raise ValueError(f"--sampling fps and --fps go together, got --sampling {self.sampling} and fps {self.fps}")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"--fps must be positive, got {self.fps}")
+        if not 0 < self.frames_fps <= 1000:
+            raise ValueError(f"--frames-fps must lie between 0 and 1000, got {self.frames_fps}")
         if self.max_errors is not None and self.max_errors < 0:
             raise ValueError(f"--max-errors must not be negative, got {self.max_errors}")
         if self.detector == "autoshot" and self.detector_dtype == "bfloat16":

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from linvt.extraction.reading import MediaRead, Unreadable, read_media
+from linvt.storage_error import StorageError
 from linvt.video import MediaInfo
 
 _SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
@@ -60,7 +61,7 @@ class DecodeProcess:
         self._connection: Connection | None = None
 
     def __call__(self, uri: str, max_side: int, max_candidates: int) -> Generator[np.ndarray, None, MediaRead]:
-        """Raises Unreadable or OSError as `read_media` does, and DecoderDied."""
+        """Raises Unreadable or StorageError as `read_media` does, and DecoderDied."""
         connection = self._started()
         finished = False
         try:
@@ -157,8 +158,8 @@ class DecodeProcess:
         kind = failed.pop("kind")
         if kind == "unreadable":
             return Unreadable(**failed)
-        if kind == "os":
-            return OSError(failed["errno"], failed["message"], failed["filename"])
+        if kind == "storage":
+            return StorageError(failed["message"])
         self.close()  # Its heap is in pieces.
         return DecoderDied("DecoderOutOfMemory", f"it takes more than {self._memory_mb} MB to decode")
 
@@ -185,9 +186,8 @@ def _serve(connection: Connection) -> None:
             _fail(connection, "unreadable", **asdict(error))
         except MemoryError:
             _fail(connection, "memory")
-        except OSError as error:
-            filename = None if error.filename is None else os.fsdecode(error.filename)
-            _fail(connection, "os", errno=error.errno, message=error.strerror or str(error), filename=filename)
+        except StorageError as error:
+            _fail(connection, "storage", message=str(error))
         except Exception as error:
             # Nothing that one file does to a library may stop a run over a million others.
             traceback.print_exc()

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import stat as stat_kinds
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -22,6 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from linvt.extraction.fetch import filesystem_of, names_no_file
+from linvt.extraction.frame_folders import frame_folder_info, frame_folder_uri
+from linvt.storage_error import explained
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported, which no type checker sees
 
@@ -97,27 +100,30 @@ class Listing(Sequence[MediaFile]):
         return isinstance(other, Listing) and self.table.equals(other.table)
 
 
-def list_inputs(videos: str, media_root: str | None = None) -> Listing:
+def list_inputs(videos: str, media_root: str | None = None, frames_fps: float = 2.0) -> Listing:
     """Every media file that `videos` names, sorted by video id, each id once.
 
     Folders and globs give the files with a known media extension, hidden files (.name) left out. A list or annotation
     file gives every path it names, whatever its extension, also those that do not exist: they end as quarantined rows.
-    Raises ValueError where nothing is found, or where two different files would get one video id.
+    A folder of numbered JPEG or PNG files that a list names is a video of `frames_fps` frames a second.
+    Raises ValueError where nothing is found, or where two different files would get one video id, and StorageError.
     """
+    with explained(f"--videos {videos}", "cannot be listed"):
+        return _unique(videos, _found(videos, media_root, frames_fps))
+
+
+def _found(videos: str, media_root: str | None, frames_fps: float) -> Iterable[MediaFile]:
     filesystem, path = _open(videos)
     suffix = PurePosixPath(path).suffix.lower()
     if filesystem.isdir(path):
-        found = _below(filesystem, path, _walk(filesystem, path))
-    elif filesystem.isfile(path):
+        return _below(filesystem, path, _walk(filesystem, path))
+    if filesystem.isfile(path):
         if suffix in (".txt", ".jsonl"):
-            found = _listed(filesystem, path, media_root)
-        else:
-            found = [_media_file(filesystem, path, PurePosixPath(path).name, _info(filesystem, path))]
-    elif _WILDCARDS & set(path):
-        found = _globbed(filesystem, path)
-    else:
-        raise ValueError(f"--videos {videos}: no such file or folder; expected a folder, a glob, a .txt or a .jsonl")
-    return _unique(videos, found)
+            return _listed(filesystem, path, media_root, frames_fps)
+        return [_media_file(filesystem, path, PurePosixPath(path).name, _info(filesystem, path))]
+    if _WILDCARDS & set(path):
+        return _globbed(filesystem, path)
+    raise ValueError(f"--videos {videos}: no such file or folder; expected a folder, a glob, a .txt or a .jsonl")
 
 
 def _open(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -134,7 +140,8 @@ def _walk(filesystem: AbstractFileSystem, root: str) -> dict[str, Any]:
 
 def _info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
     if not isinstance(filesystem, LocalFileSystem):
-        return filesystem.info(path)
+        with explained(filesystem.unstrip_protocol(path), "cannot be looked up", passing=(FileNotFoundError,)):
+            return filesystem.info(path)
     # fsspec gives a link's own modification time, which stays when the file behind it changes.
     try:
         stat = os.stat(path)
@@ -142,7 +149,8 @@ def _info(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
         if isinstance(error, OSError) and not names_no_file(error):
             raise
         return {"type": "file", "size": None, "mtime": None}
-    return {"type": "file", "size": stat.st_size, "mtime": stat.st_mtime_ns}
+    kind = "directory" if stat_kinds.S_ISDIR(stat.st_mode) else "file"
+    return {"type": kind, "size": stat.st_size, "mtime": stat.st_mtime_ns}
 
 
 def _local_files(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
@@ -187,7 +195,9 @@ def _below(filesystem: AbstractFileSystem, root: str, files: dict[str, Any]) -> 
             yield _media_file(filesystem, path, str(relative), info)
 
 
-def _listed(filesystem: AbstractFileSystem, path: str, media_root: str | None) -> Iterator[MediaFile]:
+def _listed(
+    filesystem: AbstractFileSystem, path: str, media_root: str | None, frames_fps: float
+) -> Iterator[MediaFile]:
     """The files that a list or an annotation file names; ids are the paths as written, where they are relative."""
     root = media_root.rstrip("/") if media_root else filesystem.unstrip_protocol(str(PurePosixPath(path).parent))
     root_filesystem, root_path = _open(root)
@@ -197,6 +207,7 @@ def _listed(filesystem: AbstractFileSystem, path: str, media_root: str | None) -
         lines = (line.decode("utf-8") for line in file)  # pyright: ignore[reportAttributeAccessIssue]
         lines = (line.removeprefix("\ufeff") if number == 0 else line for number, line in enumerate(lines))
         for name in _annotated_names(path, lines) if is_annotation else _list_names(lines):
+            name = name.rstrip("/") or name
             media_filesystem, media_path, video_id = root_filesystem, name, _normalised(name)
             if name.startswith("/") or "://" in name:
                 media_filesystem, media_path = _open(name)
@@ -208,6 +219,10 @@ def _listed(filesystem: AbstractFileSystem, path: str, media_root: str | None) -
                 info = _info(media_filesystem, media_path)
             except FileNotFoundError:
                 info = {"type": "file", "size": None}
+            if info["type"] == "directory":
+                frames = frame_folder_info(media_filesystem, media_path, info)
+                if frames is not None:
+                    media_path, info = frame_folder_uri(media_path, frames_fps), frames
             yield _media_file(media_filesystem, media_path, video_id, info)
 
 

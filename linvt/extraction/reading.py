@@ -6,11 +6,14 @@ Shape legend: F decoded frames, P candidates, n frames of a chunk.
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from linvt.extraction.fetch import error_class, local_copy, names_no_file
-from linvt.video import DecodedVideo, MediaError, MediaInfo, stream_video
+from linvt.extraction.frame_folders import split_frame_folder_uri
+from linvt.storage_error import explained
+from linvt.video import DecodedVideo, MediaError, MediaInfo, is_frame, stream_frame_folder, stream_video
 
 
 @dataclass(slots=True)
@@ -22,7 +25,7 @@ class Unreadable(Exception):
     error_class: str
     message: str
     sha256: str | None = None
-    """Of the file's bytes, where they could be read."""
+    """Of the content, where it could be read."""
     size_bytes: int | None = None
 
     def __str__(self) -> str:
@@ -53,21 +56,24 @@ Reader = Callable[[str, int, int], Generator[np.ndarray, None, MediaRead]]
 def read_media(
     uri: str, max_side: int, max_candidates: int, *, alive: Callable[[], None] = lambda: None
 ) -> Generator[np.ndarray, None, MediaRead]:
-    """A `Reader` in this process. Raises Unreadable, OSError or MemoryError."""
+    """A `Reader` in this process. Raises Unreadable, StorageError or MemoryError."""
     started = time.perf_counter()
     try:
         with local_copy(uri, alive) as (path, sha256):
-            fetch_s, size_bytes = time.perf_counter() - started, path.stat().st_size
+            fetch_s, size_bytes = time.perf_counter() - started, _size_bytes(path)
+            if frames := split_frame_folder_uri(uri):
+                stream = stream_frame_folder(path, frames[1], max_side=max_side, max_candidates=max_candidates)
+            else:
+                stream = stream_video(path, max_side=max_side, max_candidates=max_candidates)
             try:
-                video, decode_s = yield from _timed(
-                    stream_video(path, max_side=max_side, max_candidates=max_candidates)
-                )
+                video, decode_s = yield from _timed(stream)
             except MediaError as error:
                 raise Unreadable(error.stage, error.error_class, error.message, sha256, size_bytes) from error
     except OSError as error:
-        if not names_no_file(error):
+        if names_no_file(error):
+            raise Unreadable("fetch", error_class(error), str(error)) from error
+        with explained(uri, "cannot be read"):
             raise
-        raise Unreadable("fetch", error_class(error), str(error)) from error
     return MediaRead(
         sha256=sha256,
         size_bytes=size_bytes,
@@ -78,6 +84,13 @@ def read_media(
         candidates=video.pool.indices,
         take=lambda indices: video.pool.get(indices)[0],
     )
+
+
+def _size_bytes(path: Path) -> int:
+    """Of a file, or of a folder's frames together."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir() if is_frame(file.name))
+    return path.stat().st_size
 
 
 def _timed(

@@ -44,7 +44,7 @@ def write_report(storage: Storage, *, num_shards: int, shard_bytes: int) -> None
     equal bytes. Raises FileNotFoundError where there is no videos.parquet.
     """
     totals = _Totals()
-    with storage.filesystem.open(storage.path(VIDEOS), "rb") as file:
+    with storage.open(VIDEOS) as file:
         parquet = pq.ParquetFile(file)
         for group in range(parquet.num_row_groups):
             # Asked for all at once, the groups would be fetched ahead and held until the last is read.

@@ -75,8 +75,11 @@ def _is_usable(storage: Storage, slot: int, feature_id: str) -> bool:
 
 @contextmanager
 def _opened(storage: Storage, slot: int, columns: list[str]) -> Any:
-    path = storage.path(spool_name(slot))
     options = pa.ipc.IpcReadOptions(included_fields=[_SCHEMA.get_field_index(name) for name in columns])
-    source = pa.memory_map(path) if storage.is_local else pa.PythonFile(storage.filesystem.open(path, "rb"), mode="r")
+    if storage.is_local:
+        source = pa.memory_map(storage.path(spool_name(slot)))
+    else:
+        # One request. To seek in the object would take five.
+        source = pa.BufferReader(storage.read(spool_name(slot)))
     with source, pa.ipc.open_file(source, options=options) as reader:
         yield reader

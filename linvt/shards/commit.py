@@ -194,8 +194,17 @@ def write_shard(
 
 
 def commit_shard(storage: Storage, record: CommitRecord) -> None:
-    """Makes a written shard exist. Everything that belongs to it must be in place already."""
-    storage.write(record_name(record.shard), record.to_json())
+    """Makes a written shard exist. Everything that belongs to it must be in place already.
+
+    A record is never overwritten. Raises ShardError where there is one that says something else: the last workers of an
+    extraction that lost its lock, on another kind of device, may have come first or be at work still.
+    """
+    if not storage.create(record_name(record.shard), record.to_json()):
+        raise ShardError(
+            f"{storage.uri_of(record_name(record.shard))}: committed by somebody else with other contents, while this "
+            "extraction made the same shard; see that only one is running, then run it again with "
+            "--on-existing resume --verify-shards"
+        )
 
 
 def read_record(storage: Storage, shard: int) -> CommitRecord | None:
@@ -208,14 +217,14 @@ def read_record(storage: Storage, shard: int) -> CommitRecord | None:
         return CommitRecord.from_json(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ShardError(
-            f"{storage.path(record_name(shard))}: not a commit record ({error}); run the extraction again with "
+            f"{storage.uri_of(record_name(shard))}: not a commit record ({error}); run the extraction again with "
             "--on-existing resume to rebuild the shard"
         ) from error
 
 
 def verify_shard(storage: Storage, record: CommitRecord, *, contents: bool) -> None:
     """Raises ShardError unless the tar has the size in its record and, with `contents`, the sha256 too."""
-    path = storage.path(tar_name(record.shard))
+    path = storage.uri_of(tar_name(record.shard))
     advice = "run the extraction again with --on-existing resume to rebuild the shard"
     size_bytes = storage.size_bytes(tar_name(record.shard))
     if size_bytes is None:
@@ -227,7 +236,7 @@ def verify_shard(storage: Storage, record: CommitRecord, *, contents: bool) -> N
 
 
 def _sha256_of(storage: Storage, name: str) -> str:
-    with storage.filesystem.open(storage.path(name), "rb") as file:
+    with storage.open(name) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
 

@@ -55,9 +55,11 @@ class TrainConfig:
     cache: str
     """The folder that jobs/extract_features.py wrote (its --out)."""
     annotations: tuple[str, ...]
-    """One or more annotation files: JSON lines or one JSON array."""
+    """One or more annotation files, as published; see docs/datasets.md."""
     format: str = "linvt"
-    """The annotations' format: linvt, llava, or llava-caption (one-turn conversations whose answers are captions)."""
+    """The annotations' format: linvt, a published set's (docs/datasets.md), or auto, which tells each file's by its
+    rows. Of conversations, llava and sharegptvideo hold questions; llava-caption and sharegptvideo-caption are those
+    of one turn whose answers are captions."""
     media_prefix: str = ""
     """Put before every media name of the annotations to make it the cache's video id, e.g. "videos/"."""
     backbone: str

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from linvt.annotations import Annotation, Turn
+from linvt.annotations import Annotation, AnyExtension, Turn
 from linvt.shards import Cache
 from linvt.training.batches import CAPTION_INSTRUCTION, Visit
 
@@ -28,7 +28,7 @@ class LeftOut:
     """An annotated video or image that the run cannot train on, and why."""
 
     media_id: str
-    reason: Literal["not in the cache", "no caption", "no question", "an image, in stage 1"]
+    reason: Literal["not in the cache", "no caption", "no question", "an image, in stage 1", "a section of a video"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,25 +96,31 @@ def plan_visits(
     Rows about one video are taken together. Stage 1 makes a visit of every caption, stage 2 of every
     `turns_per_visit` questions. Images go past LinVT, so stage 1, in which nothing else trains, leaves them out. Raises
     ValueError where more than `max_left_out_share` of the other media have to be left out, nothing is left, or a row
-    and the cache disagree about what is an image.
+    and the cache disagree about what is an image. Rows about a section of a video are left out: the cache holds whole
+    ones.
     """
     merged: dict[str, tuple[str, list[str], list[Turn]]] = {}
+    with_sections: set[str] = set()
     for annotation in annotations:
         media_id = media_prefix + annotation.media_id
         kind, captions, turns = merged.setdefault(media_id, (annotation.kind, [], []))
         if kind != annotation.kind:
             raise ValueError(f"{media_id}: annotated both as {kind} and as {annotation.kind}")
+        if annotation.section_s is not None:
+            with_sections.add(media_id)
+            continue
         captions += [annotation.caption] if annotation.caption is not None else []
         turns += annotation.turns
     if not merged:
         raise ValueError("the annotation files hold no rows")
 
     row_of_key = {key: row for row, key in enumerate(cache.keys)}
+    key_of_id = AnyExtension(cache.video_ids)
     kinds = cache.index["kind"].to_pylist()
     visits: list[tuple[int, PlannedVisit]] = []
     left_out: list[LeftOut] = []
     for media_id, (kind, captions, turns) in merged.items():
-        key = cache.video_ids.get(media_id)
+        key = key_of_id.get(media_id)
         if key is None:
             left_out.append(LeftOut(media_id=media_id, reason="not in the cache"))
             continue
@@ -129,7 +135,9 @@ def plan_visits(
         else:
             chunks = [tuple(turns[i : i + turns_per_visit]) for i in range(0, len(turns), turns_per_visit)]
             new = [PlannedVisit(key=key, turns=chunk) for chunk in chunks]
-        if not new:
+        if media_id in with_sections:
+            left_out.append(LeftOut(media_id=media_id, reason="a section of a video"))
+        elif not new:
             left_out.append(LeftOut(media_id=media_id, reason="no caption" if stage == 1 else "no question"))
         visits += [(row, visit) for visit in new]
     _check_left_out(left_out, len(merged), max_left_out_share, cache, media_prefix)

@@ -2,6 +2,17 @@
 
 from linvt.video.candidates import CandidatePool
 from linvt.video.decode import decode_video, stream_video
+from linvt.video.frame_folder import is_frame, ordered_frames, stream_frame_folder
 from linvt.video.media import DecodedVideo, MediaError, MediaInfo
 
-__all__ = ["CandidatePool", "DecodedVideo", "MediaError", "MediaInfo", "decode_video", "stream_video"]
+__all__ = [
+    "CandidatePool",
+    "DecodedVideo",
+    "MediaError",
+    "MediaInfo",
+    "decode_video",
+    "is_frame",
+    "ordered_frames",
+    "stream_frame_folder",
+    "stream_video",
+]

@@ -1,6 +1,7 @@
 """Still images (png, jpg, webp) as one-frame videos, through Pillow: it knows EXIF, palettes and CMYK."""
 
 import warnings
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -19,16 +20,26 @@ def is_image(head: bytes) -> bool:
     return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def decode_image(file: BinaryIO, *, max_side: int) -> DecodedVideo:
-    """The image upright and in RGB (alpha dropped), as image processors load it; of an animation, the first frame.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A decoded image."""
 
-    Raises MediaError for a broken or truncated image and for one above Pillow's limit on pixels.
-    """
+    image: Image.Image
+    """Upright and in RGB, alpha dropped, as image processors load it; of an animation, the first frame."""
+    codec: str
+    mode: str
+    """How the file stores pixels, in Pillow's words."""
+    orientation: Orientation
+    """What was done to stand it upright."""
+
+
+def read_picture(file: BinaryIO) -> Picture:
+    """Raises MediaError for a broken or truncated image and for one above Pillow's limit on pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
-            container, mode = str(image.format).lower(), image.mode
+            codec, mode = str(image.format).lower(), image.mode
             orientation = Orientation.of_exif(image.getexif().get(_ORIENTATION_TAG))
             image.load()
     except UnidentifiedImageError as error:
@@ -40,16 +51,22 @@ def decode_image(file: BinaryIO, *, max_side: int) -> DecodedVideo:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise MediaError("decode", "BrokenImage", str(error)) from error
-
     image = Image.fromarray(orientation.upright(np.asarray(image.convert("RGB"))))
+    return Picture(image=image, codec=codec, mode=mode.lower(), orientation=orientation)
+
+
+def decode_image(file: BinaryIO, *, max_side: int) -> DecodedVideo:
+    """A `Picture` as a video of one frame. Raises MediaError as `read_picture` does."""
+    picture = read_picture(file)
+    image = picture.image
     info = MediaInfo(
         kind="image",
-        container=container,
-        codec=container,
-        pixel_format=mode.lower(),
+        container=picture.codec,
+        codec=picture.codec,
+        pixel_format=picture.mode,
         width=image.width,
         height=image.height,
-        rotation_deg=orientation.rotation_deg,
+        rotation_deg=picture.orientation.rotation_deg,
         num_frames=1,
         duration_s=0.0,
         average_fps=0.0,

@@ -15,7 +15,7 @@ class MediaError(Exception):
 
     stage: "open" (no readable container, picture or video stream) or "decode" (frames could not be had from it).
     error_class: the decoder's name for what went wrong, or ours: EmptyFile, Playlist, NoVideoStream, NoFrames,
-        MostlyCorrupt, AbsurdTimestamps, BrokenImage.
+        MostlyCorrupt, AbsurdTimestamps, BrokenImage, AmbiguousFrames.
     """
 
     def __init__(self, stage: str, error_class: str, message: str) -> None:
@@ -51,7 +51,8 @@ class MediaInfo:
     start_s: float
     """Presentation time of the file that is our time 0: what to add to a timestamp to get the stored PTS back."""
     num_bad_packets: int
-    """Packets that the decoder refused, and the point where the container became unreadable: frames are missing."""
+    """Packets that the decoder refused, and the point where the container became unreadable; of a folder of frames,
+    pictures that could not be read. Frames are missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,13 @@ def _annotations() -> list[Annotation]:
     ]
 
 
+def test_a_question_about_a_section_is_refused():
+    turn = Turn(question="what happens ?", answer="a jump")
+    section = Annotation(media_id="a.mp4", kind="video", turns=(turn,), section_s=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"a\.mp4: asked about a section of it"):
+        questions_of([section])
+
+
 def _result(question: Question, method: str, prediction: str | None) -> Result:
     return Result(
         method=method,

@@ -1,11 +1,15 @@
 import filecmp
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from linvt.backbones import load_backbone
@@ -86,6 +91,45 @@ def test_every_input_is_committed_or_quarantined_with_a_reason(extracted):
     assert bad["empty.mp4"]["error_class"] == "EmptyFile"
     assert all(row["stage"] and row["message"] and row["key"] is None for row in bad.values())
     assert list(Path(config.out, "spool").iterdir()) == []
+
+
+def _exported(metric: str) -> dict[str, tuple[str, float]]:
+    """What Ray's exporter tells of a counter: labels to (stage and status, value)."""
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    # Without the proxies that this machine may have set up.
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=60) as answer:
+        lines = re.findall(rf"^ray_{metric}_total{{(.*)}} (\S+)$", answer.read().decode(), re.MULTILINE)
+    return {
+        labels: (" ".join(re.findall(r'(?:stage|status)="(\w+)"', labels)), float(value)) for labels, value in lines
+    }
+
+
+def test_what_workers_did_is_exported_to_prometheus(extracted, tmp_path):
+    write_video(tmp_path / "corpus/a.mp4", shot_lengths=(8, 9))
+    write_image(tmp_path / "corpus/b.png")
+    (tmp_path / "corpus/c.mp4").write_bytes(b"")
+    config = replace(extracted[0], videos=str(tmp_path / "corpus"), out=str(tmp_path / "out"), detector="none")
+    expected = {
+        "linvt_extract_inputs": {
+            "decode committed": 2,
+            "decode quarantined": 1,
+            "encode committed": 2,
+            "encode quarantined": 1,
+        },
+        "linvt_extract_frames": {"decode": 18, "encode": 7},
+    }
+    before = {metric: _exported(metric) for metric in expected}
+    extract(config)
+    # The exporter hears from workers when it is told, also from those that have ended.
+    deadline, counted = time.monotonic() + 60, {}
+    while counted != expected:
+        assert time.monotonic() < deadline, f"exported: {counted}"
+        counted = {metric: Counter() for metric in expected}
+        for metric in expected:
+            for labels, (what, value) in _exported(metric).items():
+                if labels not in before[metric]:
+                    counted[metric][what] += value
 
 
 def test_the_cache_holds_what_the_parts_give_one_by_one(extracted, corpus):

@@ -163,3 +163,20 @@ def test_closing_stops_the_thread():
     next(ahead)
     ahead.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+def test_a_name_without_extension_finds_its_video(cache):
+    rows = [_question("videos/000.*", 1), _question("videos/001.mp4", 2)]
+    visits = plan_visits(cache, rows, stage=2, turns_per_visit=5)
+    assert [visit.key for visit in visits.visits] == [cache.video_ids[f"videos/00{i}.mp4"] for i in (0, 1)]
+
+
+def test_rows_about_a_section_are_left_out_and_told(cache):
+    turn = Turn(question="q", answer="a")
+    section = Annotation(media_id="videos/000.mp4", kind="video", turns=(turn,), section_s=(0.0, 2.5))
+    rows = [section, _question("videos/000.mp4", 1), _question("videos/001.mp4", 2)]
+    visits = plan_visits(cache, rows, stage=2, turns_per_visit=5, max_left_out_share=0.5)
+    assert [turn.question for visit in visits.visits for turn in visit.turns] == ["q1", "q2"]
+    assert [(item.media_id, item.reason) for item in visits.left_out] == [("videos/000.mp4", "a section of a video")]
+    with pytest.raises(ValueError, match=r"1 a section of a video"):
+        plan_visits(cache, rows, stage=2, turns_per_visit=5)
