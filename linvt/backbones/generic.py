@@ -224,7 +224,9 @@ class GenericBackbone(FrozenBackbone):
         to its last, with any ends of lines between them. What the processor puts around them stays."""
         media = sum(is_media(part) for m in messages if isinstance(m["content"], list) for part in m["content"])
         text = self._render(messages, add_generation_prompt=True)
-        slots = text.count(self.processor.image_token)
+        # Some processors know a mark in the text by another token than those that they make of it (Gemma 3, Molmo 2).
+        marks = {self.processor.image_token, self.text_tokenizer.convert_ids_to_tokens(self.image_token_id)}
+        slots = sum(text.count(mark) for mark in marks)
         if slots != media:
             raise ValueError(f"{self.name}: its chat template made {slots} media slots out of {media} media parts")
         special = self._special_tokens(text)

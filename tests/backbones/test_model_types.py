@@ -144,6 +144,14 @@ def test_prompts_are_the_processors_own(tiny):
     assert answer[-1] in backbone.stop_ids
 
 
+def test_text_that_imitates_media_is_refused(tiny):
+    backbone = tiny.backbone
+    for mark in (backbone.processor.image_token, backbone.text_tokenizer.decode([backbone.image_token_id])):
+        imitating = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": f"here {mark} ?"}]}
+        with pytest.raises(ValueError, match="2 media slots out of 1"):
+            backbone.prompt([imitating])
+
+
 def _row(tiny: SimpleNamespace) -> torch.Tensor:
     """The embedded question [L, C] about the first frame."""
     backbone, prompt = tiny.backbone, tiny.backbone.prompt([QUESTION])
