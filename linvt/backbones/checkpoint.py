@@ -41,6 +41,9 @@ class Checkpoint:
         self.bytes_read += tensor.nbytes
         return tensor
 
+    def num_rows(self, name: str) -> int:
+        return self._open(self._files[name]).get_slice(name).get_shape()[0]
+
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, and no others. Raises ValueError if they are not there."""
         if name not in self._files:

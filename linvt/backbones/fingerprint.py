@@ -2,20 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
 from linvt.backbones.checkpoint import Checkpoint
-from linvt.backbones.loading import published_layout, resolve_directory
+from linvt.backbones.loading import adapter_for, resolve_directory
 from linvt.backbones.published import read_config
 
-# Parts of parameter names that only the vision side and the intermediate layer have, in Transformers' own layouts.
-_VISION_NAMES = ("vision", "visual", "projector", "connector", "merger", "mm_", "mlp1", "aligner", "image_newline")
 _BYTES = torch.uint8
 _INCIDENTAL = ("text_config", "llm_config", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
 _PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -27,17 +23,18 @@ def vision_fingerprint(name: str, options: VisionOptions = PUBLISHED_VISION) -> 
     Raises ValueError if the checkpoint has no safetensors or none of its tensors is a vision weight.
     """
     directory = resolve_directory(name)
+    adapter = adapter_for(directory)
     checkpoint = Checkpoint(directory)
     digest = hashlib.sha256()
     found = 0
-    for key, tensor in _vision_tensors(directory, checkpoint):
+    for key, tensor in adapter.vision_tensors(read_config(directory), checkpoint):
         found += 1
         content: Any = tensor.contiguous().view(-1).view(_BYTES).numpy()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(content)
     if not found:
         raise ValueError(
-            f"{directory}: no vision weights in its safetensors; expected names with one of {_VISION_NAMES}"
+            f"{directory}: no vision weights in its safetensors by the names that {adapter.__name__} knows"
         )
     for file_name in ("config.json", *_PREPROCESSING_FILES):
         if (directory / file_name).exists():
@@ -46,14 +43,6 @@ def vision_fingerprint(name: str, options: VisionOptions = PUBLISHED_VISION) -> 
     if options != PUBLISHED_VISION:
         digest.update(json.dumps(asdict(options), sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _vision_tensors(directory: Path, checkpoint: Checkpoint) -> Iterable[tuple[str, torch.Tensor]]:
-    layout = published_layout(directory)
-    if layout is not None:
-        return layout.vision_tensors(read_config(directory), checkpoint)
-    names = (name for name in checkpoint.names if any(part in name for part in _VISION_NAMES))
-    return ((name, checkpoint.read(name)) for name in names)
 
 
 def _without_incidentals(content: Any) -> Any:

@@ -4,7 +4,7 @@ Shape legend: T frames, N tokens a frame, C hidden size, B batch, L sequence len
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from transformers.models.auto import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from linvt.backbones.base import FrameTokens, Message, Prompt, VisionOptions
+from linvt.backbones.checkpoint import Checkpoint
 from linvt.backbones.frame_side import side_for
 from linvt.backbones.frozen import PARTS, FrozenBackbone, attention_for, checked_parts, is_media
 from linvt.backbones.generic_processor import load_image_processor, load_processor
 from linvt.backbones.onevision import halve_grid
 from linvt.backbones.preprocessing import squeezed
-from linvt.backbones.published import reset
+from linvt.backbones.published import Config, reset
 
 # One image, one tile: what the image-LLM would cut into crops is, for a video, many frames already.
 _ONE_TILE = {"crop_to_patches": False, "do_image_splitting": False, "do_pan_and_scan": False}
@@ -30,6 +31,8 @@ _ANY_RESOLUTION = ("llava_next", "llava_next_video", "llava_onevision")
 _UNORDERED = ("aria", "blip-2", "idefics2", "instructblip", "instructblipvideo")
 # They generate from embeddings only as a plain language model: the whole asks for ids, to find the image tokens.
 _GENERATES_AS_TEXT = ("gemma3", "paligemma")
+# Parts of tensors' names that only the vision side and the intermediate layer have, in Transformers' own layouts.
+_VISION_NAMES = ("vision", "visual", "projector", "connector", "merger", "mm_", "mlp1", "aligner", "image_newline")
 _INTERMEDIATE = ("multi_modal_projector", "connector", "merger", "aligner", "embed_vision", "mm_projector", "projector")
 # Models that take a picture of any shape get this of a video's frames: 16×16 tokens of Qwen2-VL.
 _FRAME_SIDE = 448
@@ -48,7 +51,7 @@ class GenericBackbone(FrozenBackbone):
     - Attention in both directions among image tokens (Gemma 3, Molmo 2) or over the whole prompt (PaliGemma): video
       tokens are in temporal order and read causally, in training as in generation, and an answer never sees what comes
       after it. So is an image, whose answers therefore differ from the model's own for these types.
-    - Ends of lines and images' tiles (LLaVA-NeXT, LLaVA-OneVision, Pixtral): cut, one base tile a frame.
+    - Ends of lines and images' tiles (LLaVA-NeXT, LLaVA-OneVision, Pixtral, Molmo 2): cut, one base tile a frame.
     """
 
     def __init__(
@@ -84,6 +87,13 @@ class GenericBackbone(FrozenBackbone):
         if "llm" in parts:
             _read_causally(self.model.get_decoder())
         self._freeze(device)
+
+    @classmethod
+    def vision_tensors(cls, config: Config, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+        """Name and content of each tensor that frame tokens depend on."""
+        for name in checkpoint.names:
+            if any(part in name for part in _VISION_NAMES):
+                yield name, checkpoint.read(name)
 
     @cached_property
     def processor(self) -> Any:
@@ -214,7 +224,9 @@ class GenericBackbone(FrozenBackbone):
         to its last, with any ends of lines between them. What the processor puts around them stays."""
         media = sum(is_media(part) for m in messages if isinstance(m["content"], list) for part in m["content"])
         text = self._render(messages, add_generation_prompt=True)
-        slots = text.count(self.processor.image_token)
+        # Some processors know a mark in the text by another token than those that they make of it (Gemma 3, Molmo 2).
+        marks = {self.processor.image_token, self.text_tokenizer.convert_ids_to_tokens(self.image_token_id)}
+        slots = sum(text.count(mark) for mark in marks)
         if slots != media:
             raise ValueError(f"{self.name}: its chat template made {slots} media slots out of {media} media parts")
         special = self._special_tokens(text)
@@ -299,10 +311,6 @@ class GenericBackbone(FrozenBackbone):
 
 
 def _model_class(config: Any) -> Any:
-    if config.model_type == "molmo2":
-        raise ValueError(
-            "molmo2 is not supported: its image processor needs torchvision, and its features are added to an embedding"
-        )
     mapping = AutoModelForImageTextToText._model_mapping
     if type(config) not in mapping:
         raise ValueError(

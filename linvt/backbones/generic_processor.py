@@ -7,6 +7,9 @@ from transformers import Idefics3Processor, ProcessorMixin
 from transformers.models.auto import AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from linvt.backbones.molmo2_processor import Molmo2BaseTile, Molmo2ForBaseTiles
+from linvt.backbones.published import read_config
+
 
 class PixtralForImages(ProcessorMixin):
     """Mistral 3's, whose own class needs torchvision: an image is its rows of [IMG], of which one stands for all here,
@@ -25,11 +28,14 @@ _OTHER_CLASS: dict[str, type[ProcessorMixin]] = {
     # SmolVLM's own wants a package that spells out how many frames a video has; for images, it does what this one does.
     "smolvlm": Idefics3Processor,
     "mistral3": PixtralForImages,
+    "molmo2": Molmo2ForBaseTiles,
 }
 
 
 def load_image_processor(directory: Path) -> Any:
     """The image processor of a checkpoint, on Pillow where it has that: equal pixels with and without torchvision."""
+    if read_config(directory)["model_type"] == "molmo2":
+        return Molmo2BaseTile.from_pretrained(directory)
     return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
 
 

@@ -17,6 +17,7 @@ from linvt.backbones.generic_processor import load_image_processor
 from linvt.backbones.internvl2 import InternVL2Backbone
 from linvt.backbones.mipha import MiphaBackbone
 from linvt.backbones.molmo import MolmoBackbone
+from linvt.backbones.molmo2 import Molmo2Backbone
 from linvt.backbones.published import PublishedBackbone, read_config
 
 PUBLISHED: tuple[type[PublishedBackbone], ...] = (
@@ -56,6 +57,14 @@ def published_layout(directory: Path) -> type[PublishedBackbone] | None:
     return next((layout for layout in chain(offered, PUBLISHED) if layout.recognises(config)), None)
 
 
+def adapter_for(directory: Path) -> type[PublishedBackbone] | type[GenericBackbone]:
+    """The class that loads a checkpoint."""
+    layout = published_layout(directory)
+    if layout is not None:
+        return layout
+    return Molmo2Backbone if read_config(directory).get("model_type") == "molmo2" else GenericBackbone
+
+
 def max_frame_side(name: str) -> int:
     """`Backbone.max_frame_side` of a model that need not be loaded: only its configuration is read."""
     layout = published_layout(resolve_directory(name))
@@ -78,7 +87,6 @@ def load_backbone(
     that no adapter takes, or a checkpoint that does not fit its architecture.
     """
     directory = resolve_directory(name)
-    adapter = published_layout(directory) or GenericBackbone
-    return adapter(
+    return adapter_for(directory)(
         directory, name=name, parts=frozenset(parts), dtype=dtype, device=torch.device(device), options=options
     )

@@ -37,6 +37,7 @@ AROUND = {
     "mistral3": ("", "[IMG_END]"),
     "aya_vision": ("<|START_OF_IMG|> TILE_GLOBAL", "<|END_OF_IMG|>"),
     "glm4v": ("<|begin_of_image|>", "<|end_of_image|>"),
+    "molmo2": ("<low_res_im_start>", "<im_end>"),
 }
 RUNNING = "positions of frames: t = h = w"
 REMARKS = {
@@ -49,8 +50,13 @@ REMARKS = {
     "llava_next": "base tile, no line ends",
     "llava_onevision": "base tile, no line ends; frames of a video pooled to half the grid",
     "mistral3": "no line breaks",
+    "molmo2": "image tokens are read causally; base tile, no line ends; frames of a video pooled 2×2, as images are",
 }
 FOLLOWS_SHAPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "mistral3")
+# Of what an image processor makes.
+TAKEN = ("pixel_values", "image_grid_thw", "image_sizes", "image_token_pooling", "image_grids")
+# The one tensor of the LLM that a vision part reads a row of (Molmo 2).
+EMBEDDING = "model.language_model.embed_tokens.weight"
 # More than a model's own tokens for one image: other tiles and ends of lines, which come after the base tile's.
 MORE_OF_AN_IMAGE = ("llava_next", "llava_onevision")
 
@@ -138,6 +144,14 @@ def test_prompts_are_the_processors_own(tiny):
     assert answer[-1] in backbone.stop_ids
 
 
+def test_text_that_imitates_media_is_refused(tiny):
+    backbone = tiny.backbone
+    for mark in (backbone.processor.image_token, backbone.text_tokenizer.decode([backbone.image_token_id])):
+        imitating = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": f"here {mark} ?"}]}
+        with pytest.raises(ValueError, match="2 media slots out of 1"):
+            backbone.prompt([imitating])
+
+
 def _row(tiny: SimpleNamespace) -> torch.Tensor:
     """The embedded question [L, C] about the first frame."""
     backbone, prompt = tiny.backbone, tiny.backbone.prompt([QUESTION])
@@ -163,9 +177,7 @@ def test_spliced_frame_tokens_give_the_models_own_image_logits(tiny):
             nn.init.zeros_(merger.linear_fc2.bias)
     one_tile = {} if tiny.name in MORE_OF_AN_IMAGE else backbone._one_tile
     processed = backbone.image_processor(images=[tiny.frames[0]], return_tensors="pt", **one_tile)
-    pixels: dict[str, Any] = {
-        k: v for k, v in processed.items() if k in ("pixel_values", "image_grid_thw", "image_sizes")
-    }
+    pixels: dict[str, Any] = {k: v for k, v in processed.items() if k in TAKEN}
     owner: Any = model if hasattr(model, "get_image_features") else model.model
     own_features = owner.get_image_features(**pixels, return_dict=True).pooler_output
     own_features = torch.cat([f.reshape(-1, f.shape[-1]) for f in own_features])
@@ -234,6 +246,10 @@ def test_gradients_reach_spliced_embeddings_also_under_checkpointing(tiny):
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
+def _only_row(table: torch.Tensor, row: int) -> torch.Tensor:
+    return torch.full_like(table, torch.nan).index_copy(0, torch.tensor([row]), table[row : row + 1])
+
+
 def _copy_of(directory: Path, target: Path, tensors: dict[str, torch.Tensor]) -> Path:
     target.mkdir()
     for file in directory.iterdir():
@@ -247,6 +263,8 @@ def _copy_of(directory: Path, target: Path, tensors: dict[str, torch.Tensor]) ->
 def test_parts_need_none_of_each_others_tensors_and_agree_with_the_whole(tiny):
     """Each part loads from a checkpoint that has nothing but its own tensors."""
     stored = load_file(tiny.directory / "model.safetensors")
+    if tiny.name == "molmo2":  # Its published tensors are several parameters each.
+        stored = tiny.backbone.model.state_dict()
     parts = {p: load_backbone(str(tiny.directory), parts={p}) for p in ("vision", "llm")}
     counts = {p: sum(x.numel() for x in backbone.parameters()) for p, backbone in parts.items()}
     assert sum(counts.values()) == sum(x.numel() for x in tiny.backbone.parameters())
@@ -255,6 +273,8 @@ def test_parts_need_none_of_each_others_tensors_and_agree_with_the_whole(tiny):
     for part, other in (("vision", "llm"), ("llm", "vision")):
         own = {k: v for k, v in stored.items() if v.numpy().tobytes() not in values[other]}
         assert sum(v.numel() for v in own.values()) == counts[part]
+        if tiny.name == "molmo2" and part == "vision":
+            own |= {EMBEDDING: _only_row(stored[EMBEDDING], tiny.backbone.image_token_id)}
         alone[part] = load_backbone(str(_copy_of(tiny.directory, tiny.directory.with_name(part), own)), parts={part})
     tokens = tiny.backbone.encode_frames(tiny.frames, kind="image").tokens
     assert torch.equal(alone["vision"].encode_frames(tiny.frames, kind="image").tokens, tokens)

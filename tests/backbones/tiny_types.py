@@ -14,6 +14,8 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from linvt.backbones.molmo2_processor import Molmo2BaseTile
+
 STD = 0.35
 _WORDS = ("user", "assistant", ":", "what", "color", "is", "the", "star", "?", "red", "blue", "here")
 _BASE = ("<pad>", "<unk>", "<bos>", "<eos>")
@@ -298,6 +300,28 @@ def _deepseek_vl(token: Callable[[str], int]) -> Any:
     )
 
 
+def _molmo2(token: Callable[[str], int]) -> Any:
+    heads = dict(num_attention_heads=2, num_key_value_heads=2, head_dim=12)
+    return hf.Molmo2Config(
+        text_config=_text(
+            hf.Molmo2TextConfig, additional_vocab_size=8, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+        ),
+        vision_config=dict(
+            hidden_size=24, intermediate_size=32, num_hidden_layers=LAYERS, image_size=[40, 40], patch_size=8, **heads
+        ),
+        adapter_config=dict(
+            hidden_size=24, intermediate_size=32, text_hidden_size=C, vision_feature_layer=[-1, 0], **heads
+        ),
+        image_start_token_id=token("<im_start>"),
+        low_res_image_start_token_id=token("<low_res_im_start>"),
+        image_end_token_id=token("<im_end>"),
+        image_patch_id=token("<im_patch>"),
+        frame_start_token_id=token("<frame_start>"),
+        frame_end_token_id=token("<frame_end>"),
+        tie_word_embeddings=False,
+    )
+
+
 _ANYRES: dict[str, Any] = dict(
     image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]], vision_feature_select_strategy="default"
 )
@@ -424,5 +448,24 @@ TYPES: dict[str, TinyType] = {
         config=_deepseek_vl,
         image_processor=lambda: hf.DeepseekVLImageProcessorPil(size={"height": 32, "width": 32}),
         settings=dict(num_image_tokens=16),
+    ),
+    "molmo2": TinyType(
+        tokens=(
+            "<im_start>",
+            "<im_end>",
+            "<im_patch>",
+            "<im_col>",
+            "<low_res_im_start>",
+            "<|image|>",
+            "<im_low>",
+            "<frame_start>",
+            "<frame_end>",
+            "<|video|>",
+        ),
+        media="<|image|>",
+        config=_molmo2,
+        # Of an odd number of patches, those at the edges are pooled with none.
+        image_processor=lambda: Molmo2BaseTile(size={"height": 40, "width": 40}, patch_size=8),
+        bos="",
     ),
 }
