@@ -109,8 +109,8 @@ class TrainConfig:
     linvt_refiner_width: int | None = None
     """Our addition: channels of the stream that scores tokens; if not given, the backbone's."""
     linvt_scorer_gradient: Literal["log_bias", "straight_through", "none"] = "log_bias"
-    """How the refiner's scores reach the loss: log_bias and straight_through are our additions, none is the paper's text
-    read literally."""
+    """How the refiner's scores reach the loss: log_bias and straight_through are our additions, none is the paper's
+    text read literally."""
     linvt_gumbel_noise: float = 0.0
     """Our addition: Gumbel noise on the scores by which tokens are selected, in training only."""
     linvt_time_in_keys: bool = True

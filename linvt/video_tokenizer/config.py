@@ -22,8 +22,8 @@ class LinVTConfig:
     """Pooling window of each scale, in selected tokens; windows overlap by half."""
     multi_scale: Literal["single", "A", "B", "C"] = "C"
     """The rows of the paper's Table 4, with as many video tokens each. `single` (Single-A): all queries read the
-    unpooled selection. `A`: the first scale's queries do, and their video tokens are pooled afterwards. `B`: all queries
-    read all scales at once. `C`: each scale's queries read that scale."""
+    unpooled selection. `A`: the first scale's queries do, and their video tokens are pooled afterwards. `B`: all
+    queries read all scales at once. `C`: each scale's queries read that scale."""
     num_layers: int = 4
     """L, of the refiner and of the aggregator alike."""
     num_heads: int = 8
