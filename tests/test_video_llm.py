@@ -193,7 +193,7 @@ def test_a_further_question_about_a_video_scores_no_frame_again(model):
 
 def test_a_video_tokenizer_of_other_channels_is_refused(model):
     other = LinVT(LinVTConfig(hidden_size=16, num_queries=(4, 2, 1), num_layers=1))
-    with pytest.raises(ValueError, match="for C = 16 channels.*has C = 64"):
+    with pytest.raises(ValueError, match=r"for C = 16 channels.*has C = 64"):
         VideoLLM(model.backbone, other)
 
 

@@ -232,7 +232,7 @@ def test_no_tensor_grows_with_the_square_of_the_tokens(kind):
             (out.tokens.square().sum() + out.map.square().sum()).backward()
         largest.append(seen.numel)
     assert largest[2] < (64 * 16) ** 2 / 8
-    assert largest[2] <= 2 * largest[1] <= 4 * largest[0]
+    assert largest[2] < 2.05 * largest[1] < 2.05**2 * largest[0]  # linear, but for the windows at the end
 
 
 def test_frames_are_scored_a_chunk_at_a_time_and_recomputed_if_asked(monkeypatch):
