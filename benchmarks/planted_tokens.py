@@ -1,6 +1,6 @@
 """Does a narrow scorer find informative tokens as well as a wide one? (`LinVTConfig.refiner_width`)
 
-    python benchmarks/planted_tokens.py [--widths 512 256 64] [--steps 200] [--seeds 3]
+    python benchmarks/planted_tokens.py [--widths 512 256 64] [--steps 150] [--seeds 3]
 
 Videos of 8 frames of 32 tokens in C = 512 dimensions. Tokens are noise; six of them, planted anywhere, also carry the
 direction of the video's class, one of 8, and a mark, a direction that is the same for all classes. LinVT keeps k = 32
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from linvt import LinVT, LinVTConfig
 
 C, FRAMES, PATCHES, PLANTED, CLASSES, KEPT = 512, 8, 32, 6, 8, 32
-BATCH, STRENGTH = 8, 4.0
+BATCH, STRENGTH = 8, 6.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", nargs="+", type=int, default=(512, 256, 64))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -79,4 +79,7 @@ class LinVTConfig:
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown fields of a LinVT configuration: {unknown}; was it written by a newer version?")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        typed: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**typed)
