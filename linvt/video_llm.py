@@ -23,7 +23,7 @@ from linvt.lora import load_lora
 from linvt.losses import ContrastiveHead
 from linvt.shards import CachedVideo
 from linvt.training.batches import IGNORE_INDEX, Batch, TokenSequence, pad_ids, relative_times, token_sequence
-from linvt.video_tokenizer import LinVTConfig, VideoTokens, build_video_tokenizer
+from linvt.video_tokenizer import LinVT, LinVTConfig, VideoSideCache, VideoTokens, build_video_tokenizer
 
 FORMAT = "linvt-video-llm"
 
@@ -62,9 +62,17 @@ class VideoLLM(nn.Module):
 
     def __init__(self, backbone: Backbone, video_tokenizer: nn.Module):
         super().__init__()
+        config: Any = video_tokenizer.config
+        if config.hidden_size != backbone.hidden_size:
+            raise ValueError(
+                f"the video tokenizer is for C = {config.hidden_size} channels, "
+                f"{backbone.name} has C = {backbone.hidden_size}"
+            )
         self.backbone = backbone
         self.video_tokenizer: Any = video_tokenizer
         self.contrastive: ContrastiveHead | None = None
+        self.video_sides: VideoSideCache | None = None
+        """Given one, `video_tokens` remembers what LinVT makes of a video alone; for weights that stay as they are."""
 
     @property
     def device(self) -> torch.device:
@@ -154,13 +162,18 @@ class VideoLLM(nn.Module):
     def video_tokens(self, video: CachedVideo, instruction: str, *, return_map: bool = False) -> VideoTokens:
         """What the LLM gets to see of a video under an instruction: `VideoTokens` with B = 1."""
         ids, mask = pad_ids([self.backbone.text_ids(instruction)], self.backbone.pad_id)
-        return self.encode_instructions(
-            video.tokens[None].to(self.device),
-            ids.to(self.device),
-            mask.to(self.device),
-            times=relative_times(video)[None].to(self.device),
-            return_map=return_map,
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        tokens, times = video.tokens[None], relative_times(video)[None]
+        tokenizer = self.video_tokenizer
+        if self.video_sides is None or not isinstance(tokenizer, LinVT):
+            return self.encode_instructions(
+                tokens.to(self.device), ids, mask, times=times.to(self.device), return_map=return_map
+            )
+        side = self.video_sides.get(
+            video,
+            lambda: tokenizer.encode_videos(tokens.to(self.device, self.backbone.dtype), times=times.to(self.device)),
         )
+        return tokenizer.aggregate(side, self.backbone.embed(ids), mask, return_map=return_map)
 
     @torch.no_grad()
     def answer_batch(
@@ -305,7 +318,7 @@ class VideoLLM(nn.Module):
         config = read_model_config(directory)
         options = trained_vision_options(config)
         loaded = load_backbone(backbone or config["backbone"], parts=parts, dtype=dtype, device=device, options=options)
-        tokenizer_config = video_tokenizer_config(config["video_tokenizer"])
+        tokenizer_config = LinVTConfig.from_json(config["video_tokenizer"])
         if tokenizer_config.hidden_size != loaded.hidden_size:
             raise ValueError(
                 f"{directory} was trained for C = {tokenizer_config.hidden_size}, "
@@ -336,12 +349,6 @@ def trained_vision_options(model_config: dict[str, Any]) -> VisionOptions:
     """How the vision side stood that a saved model's frame tokens came from."""
     feature = model_config["extraction"].get("feature", {})
     return VisionOptions(**{f.name: feature[f.name] for f in dataclasses.fields(VisionOptions) if f.name in feature})
-
-
-def video_tokenizer_config(fields: dict[str, Any]) -> LinVTConfig:
-    """From JSON, which has no tuples."""
-    typed: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return LinVTConfig(**typed)
 
 
 def instruction_of(messages: Sequence[dict[str, Any]]) -> str:

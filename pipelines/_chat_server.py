@@ -38,6 +38,7 @@ from linvt.serving.responses import DONE, Completion, error_event
 from linvt.serving.token_cache import TokenCache
 from linvt.shards import CachedVideo
 from linvt.video_llm import VideoLLM
+from linvt.video_tokenizer import VideoSideCache
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,12 @@ class ChatServer:
             max_bytes=config.max_media_mb * 1024**2,
             fetch_timeout_s=config.fetch_timeout_s,
         )
+        # A quarter of the cache's memory is for what LinVT makes of the latest videos, whatever is asked about them.
+        cache_bytes = int(config.cache_gb * 1024**3)
         self._cache = TokenCache[CachedVideo](
-            int(config.cache_gb * 1024**3), lambda video: video.tokens.numel() * video.tokens.element_size()
+            cache_bytes - cache_bytes // 4, lambda video: video.tokens.numel() * video.tokens.element_size()
         )
+        self._llm.video_sides = VideoSideCache(cache_bytes // 4)
         # One thread: the model answers one request after the other, in the order they came.
         self._model_thread = ThreadPoolExecutor(max_workers=1)
         self._decoders = asyncio.Semaphore(config.num_decoders)

@@ -13,6 +13,7 @@ from linvt.lora import add_lora
 from linvt.losses import ContrastiveHead
 from linvt.shards import CachedVideo
 from linvt.training.batches import Visit, collate
+from linvt.video_tokenizer import VideoSideCache
 from tests.tiny_models import save_tiny_llava
 
 
@@ -172,6 +173,28 @@ def test_contrastive_loss_does_not_push_a_video_from_its_other_visit(model):
         expected = expected - (to_a + 2 * to_b) / 6
     index = [0, 1, 1]
     torch.testing.assert_close(head(video[index], text[index], torch.tensor([7, 8, 8])), expected)
+
+
+def test_a_further_question_about_a_video_scores_no_frame_again(model):
+    model.eval()
+    videos, questions = [cached(1, 6), cached(2, 4)], ["what color is the star ?", "is there a ring ?"]
+    scored = []
+    model.video_tokenizer.refiner.register_forward_pre_hook(lambda _, inputs: scored.append(inputs[0].shape[1]))
+    expected = [model.video_tokens(video, question, return_map=True) for video in videos for question in questions]
+    assert scored == [6, 6, 4, 4]
+    model.video_sides = VideoSideCache(10**8)
+    scored.clear()
+    found = [model.video_tokens(video, question, return_map=True) for video in videos for question in questions]
+    assert scored == [6, 4]
+    for one, other in zip(expected, found):
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.map, other.map)
+
+
+def test_a_video_tokenizer_of_other_channels_is_refused(model):
+    other = LinVT(LinVTConfig(hidden_size=16, num_queries=(4, 2, 1), num_layers=1))
+    with pytest.raises(ValueError, match=r"for C = 16 channels.*has C = 64"):
+        VideoLLM(model.backbone, other)
 
 
 def test_training_moves_linvt_and_leaves_the_llm_frozen(model):

@@ -16,10 +16,13 @@ SAME_ON_RESUME = (
     "linvt_top_k",
     "linvt_num_queries",
     "linvt_windows",
+    "linvt_multi_scale",
     "linvt_num_layers",
     "linvt_num_heads",
     "linvt_text_condition",
+    "linvt_refiner_width",
     "linvt_scorer_gradient",
+    "linvt_gumbel_noise",
     "linvt_time_in_keys",
     "linvt_time_anchored_queries",
     "linvt_word_matched_start",
@@ -87,22 +90,31 @@ class TrainConfig:
     or questions). OUT/left_out.jsonl lists them; a larger share is an error. Images in stage 1 don't count."""
 
     # The video tokenizer; with --init-from it is the one found there, and these must be left alone
-    linvt_kind: Literal["linvt", "avg"] = "linvt"
-    """linvt, or the paper's *Avg* baseline (Table 2): one mean token per frame, nothing to learn."""
+    linvt_kind: Literal["linvt", "svr", "tta", "avg"] = "linvt"
+    """linvt, or another row of the paper's Table 2: svr and tta are one of its modules alone, avg is one mean token per
+    frame, with nothing to learn."""
     linvt_top_k: int = 2048
     """Frame tokens that the refiner keeps of a video; fewer valid tokens are all kept."""
     linvt_num_queries: tuple[int, ...] = (64, 32, 16)
     """Video tokens per scale."""
     linvt_windows: tuple[int, ...] = (1, 2, 4)
     """Pooling window of each scale, in selected tokens."""
+    linvt_multi_scale: Literal["single", "A", "B", "C"] = "C"
+    """How scales are read, as in the paper's Table 4: single (none), A (pooled after TTA), B (all at once), C (each
+    apart)."""
     linvt_num_layers: int = 4
     """Layers of the refiner and of the aggregator."""
     linvt_num_heads: int = 8
     """Attention heads; they divide the backbone's hidden size."""
     linvt_text_condition: bool = True
     """Whether the queries attend to the instruction."""
-    linvt_scorer_gradient: Literal["log_bias", "none"] = "log_bias"
-    """How the refiner's scores reach the loss: log_bias is our addition, none is the paper's text read literally."""
+    linvt_refiner_width: int | None = None
+    """Our addition: channels of the stream that scores tokens; if not given, the backbone's."""
+    linvt_scorer_gradient: Literal["log_bias", "straight_through", "none"] = "log_bias"
+    """How the refiner's scores reach the loss: log_bias and straight_through are our additions, none is the paper's
+    text read literally."""
+    linvt_gumbel_noise: float = 0.0
+    """Our addition: Gumbel noise on the scores by which tokens are selected, in training only."""
     linvt_time_in_keys: bool = True
     """Our addition: keys and queries carry a time encoding; values never do."""
     linvt_time_anchored_queries: bool = True

@@ -7,8 +7,17 @@ from linvt.video_tokenizer.config import LinVTConfig
 if TYPE_CHECKING:
     from linvt.video_tokenizer.baselines import FrameAverage
     from linvt.video_tokenizer.linvt import LinVT, VideoTokens, build_video_tokenizer
+    from linvt.video_tokenizer.video_side import VideoSide, VideoSideCache
 
-__all__ = ["FrameAverage", "LinVT", "LinVTConfig", "VideoTokens", "build_video_tokenizer"]
+__all__ = [
+    "FrameAverage",
+    "LinVT",
+    "LinVTConfig",
+    "VideoSide",
+    "VideoSideCache",
+    "VideoTokens",
+    "build_video_tokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from linvt.video_tokenizer.baselines import FrameAverage
 
         return FrameAverage
+    if name in ("VideoSide", "VideoSideCache"):
+        from linvt.video_tokenizer import video_side
+
+        return getattr(video_side, name)
     if name in __all__:
         from linvt.video_tokenizer import linvt
 

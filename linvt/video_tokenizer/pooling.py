@@ -70,3 +70,18 @@ def unpool(map_BQP: Tensor, weights_BK: Tensor, window: int) -> Tensor:
     for offset in range(window):
         out[..., offset : offset + (count - 1) * stride + 1 : stride] += map_BQP * shares_BPw[:, None, :, offset]
     return out[..., :k]
+
+
+def run_means(weights_BK: Tensor, num_runs: int) -> Tensor:
+    """[B, num_runs, K]: weighted means over equal runs of each row's valid tokens, as a map with rows that sum to 1.
+
+    Runs overlap by a token where the number of valid tokens is no multiple of `num_runs`, and none is empty.
+    """
+    valid_B = (weights_BK > 0).sum(-1)
+    run_R = torch.arange(num_runs, device=weights_BK.device)
+    starts_BR = run_R * valid_B[:, None] // num_runs
+    ends_BR = ((run_R + 1) * valid_B[:, None] + num_runs - 1) // num_runs
+    place_K = torch.arange(weights_BK.shape[1], device=weights_BK.device)
+    inside_BRK = (place_K >= starts_BR[..., None]) & (place_K < ends_BR[..., None])
+    shares_BRK = weights_BK[:, None, :] * inside_BRK
+    return shares_BRK / shares_BRK.sum(-1, keepdim=True)
