@@ -63,8 +63,8 @@ def pictures_of(video: CachedVideo, uri: str, *, max_candidates: int) -> np.ndar
         raise ValueError(f"{uri} cannot be read: {error}") from error
     if media.sha256 != video.sha256:
         raise ValueError(
-            f"{uri} is not the file that {video.video_id}'s tokens were made from (sha256 {media.sha256[:8]}…, expected "
-            f"{video.sha256[:8]}…): its pictures would belong to other weights"
+            f"{uri} is not the file that {video.video_id}'s tokens were made from (sha256 {media.sha256[:8]}…, "
+            f"expected {video.sha256[:8]}…): its pictures would belong to other weights"
         )
     at = np.abs(media.timestamps_s[media.candidates][:, None] - video.timestamps_s).argmin(0)
     return media.take(media.candidates[at])
