@@ -258,11 +258,16 @@ def report(results: list[dict[str, Any]]) -> None:
         for part in ("frames", "patches"):
             table(chosen, part)
     told = [result for result in results if "in_shot" in result]
-    groups = np.array([result["video"] for result in told])
-    print(f"\n{len(told)} answers whose question names a shot: share of the weight in that shot, %")
+    shots = {"right": [r for r in told if r["correct"]], "wrong": [r for r in told if not r["correct"]]}
+    print("\nshare of the weight in the shot that the question is about, %")
+    print(f"| | {' | '.join(f'{len(chosen)} {title} answers' for title, chosen in shots.items())} |\n|---|---|---|")
     for way in told[0]["in_shot"]:
-        mean, low, high = interval(np.array([100 * result["in_shot"][way] for result in told]), groups)
-        print(f"| {way} | {mean:.1f} [{low:.1f}, {high:.1f}] |")
+        cells = []
+        for chosen in shots.values():
+            groups = np.array([result["video"] for result in chosen])
+            mean, low, high = interval(np.array([100 * result["in_shot"][way] for result in chosen]), groups)
+            cells.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]")
+        print(f"| {way} | {' | '.join(cells)} |")
     errors = [result["error"] for result in results]
     print(
         f"\nsum of the gains, off by (nats): median {np.median(errors):.3f}, 90% below {np.percentile(errors, 90):.3f}"

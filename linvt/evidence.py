@@ -14,6 +14,7 @@ Shape legend: R answer tokens, Q video tokens, T frames, N tokens a frame, S = T
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def over_frames(weights: Tensor) -> Tensor:
     return weights.sum(-1)
 
 
-def over_shots(weights: Tensor, shot_index: Sequence[int] | Tensor, num_shots: int) -> Tensor:
+def over_shots(weights: Tensor, shot_index: Sequence[int] | np.ndarray, num_shots: int) -> Tensor:
     """[..., P]: each shot's share of weights [..., T, N], given the shot of each frame. No frame, no weight."""
     frames_T = over_frames(weights)
     index_T = torch.as_tensor(shot_index, dtype=torch.long, device=weights.device)

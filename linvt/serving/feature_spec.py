@@ -37,13 +37,13 @@ def trained_feature_spec(
         logger.warning("--detector %s is not the one of the model's training", detector)
     # A threshold is one kind of detector's, whose name a fingerprint begins with.
     same_kind = trained.get("detector", "").split("-")[0] == detector
-    num_frames = num_frames or trained.get("num_frames", 64)
+    frames: int = num_frames or trained.get("num_frames", 64)
     spec = FeatureSpec(
         vision_fingerprint=fingerprint,
         max_side=trained.get("max_side") or max_frame_side(config["backbone"]),
-        max_candidates=max(trained.get("max_candidates", 256), num_frames),
+        max_candidates=max(trained.get("max_candidates", 256), frames),
         cache_dtype=trained.get("cache_dtype", "bf16"),
-        num_frames=num_frames,
+        num_frames=frames,
         detector=detector_now,
         shot_threshold=trained["shot_threshold"] if same_kind else published_threshold(detector),
         sampling=sampling,

@@ -75,7 +75,10 @@ def frames_figure(view: EvidenceView, *, max_pictures: int = 16) -> Figure:
             _draw_picture(axes, view, i, marked[i])
             y += height + 0.03
         if view.grid is not None:
-            _draw_heat(page.axes(left, y, width, height), view, i, norm)
+            axes = page.axes(left, y, width, height)
+            _fill(axes, heat_image(view, i, norm))
+            if view.pictures is None:
+                _mark(axes, marked[i].reshape(view.grid))
             y += height + 0.03
         share = frame_weights[i] / max(frame_weights.max(), 1e-12)
         page.box(left, y + 0.02, width, 0.035, PALE)
@@ -187,7 +190,7 @@ def _header_lines(view: EvidenceView) -> list[tuple[str, str]]:
         return wrapped(text, width=WIDTH - 2 * MARGIN, size=HEADER_SIZE, max_lines=max_lines)
 
     facts = f"{_count(len(view.timestamps_s), 'frame')} · {_count(len(view.shots_s), 'shot')}"
-    video, model = (cut(name, width=2.4, size=HEADER_SIZE) for name in (view.video, view.model))
+    video, model = (cut(name, width=3.0, size=HEADER_SIZE) for name in (view.video, view.model))
     return [
         *((line, INK) for line in lines(f"Question: {view.question}", 5)),
         *((line, BLUE) for line in lines(f"Answer: {view.answer or '(nothing)'}", 3)),
@@ -225,6 +228,7 @@ def _resized(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _fill(axes: Axes, image: np.ndarray) -> None:
     axes.imshow(image, extent=(0, 1, 1, 0), aspect="auto", interpolation="antialiased")
+    axes.set(xlim=(-0.01, 1.01), ylim=(1.01, -0.01))
 
 
 def _draw_picture(axes: Axes, view: EvidenceView, i: int, marked_N: np.ndarray) -> None:
@@ -236,10 +240,14 @@ def _draw_picture(axes: Axes, view: EvidenceView, i: int, marked_N: np.ndarray) 
         picture = np.where(held[..., None], picture, 0.25 * picture + 0.75)
     _fill(axes, picture)
     if view.grid is not None:
-        lines = _outline(marked_N.reshape(view.grid))
-        axes.add_collection(LineCollection(lines, colors="black", linewidths=1.7, capstyle="projecting"))
-        axes.add_collection(LineCollection(lines, colors=ORANGE, linewidths=0.9, capstyle="projecting"))
-    axes.set(xlim=(-0.01, 1.01), ylim=(1.01, -0.01))
+        _mark(axes, marked_N.reshape(view.grid))
+
+
+def _mark(axes: Axes, marked: np.ndarray) -> None:
+    """Outlines that show on light and on dark."""
+    lines = _outline(marked)
+    axes.add_collection(LineCollection(lines, colors="black", linewidths=1.7, capstyle="projecting"))
+    axes.add_collection(LineCollection(lines, colors=ORANGE, linewidths=0.9, capstyle="projecting"))
 
 
 def _outline(marked: np.ndarray) -> list[list[tuple[float, float]]]:
@@ -267,11 +275,6 @@ def heat_image(view: EvidenceView, i: int, norm: Normalize) -> np.ndarray:
     return (1 - opacity) * grey[..., None] + opacity * _heat_colours(strength[..., 0])
 
 
-def _draw_heat(axes: Axes, view: EvidenceView, i: int, norm: Normalize) -> None:
-    _fill(axes, heat_image(view, i, norm))
-    axes.set(xlim=(-0.01, 1.01), ylim=(1.01, -0.01))
-
-
 def _frames_key(page: _Page, view: EvidenceView, norm: Normalize | None, num_shown: int, top: float) -> None:
     """What the colours mean, below the frames."""
     notes = ["Blue: the frame's weight in the answer."]
@@ -280,7 +283,7 @@ def _frames_key(page: _Page, view: EvidenceView, norm: Normalize | None, num_sho
     left = MARGIN
     if norm is not None:
         notes.insert(0, f"Outlined: the heaviest patches, which together have {MARKED_SHARE:.0%} of the weight.")
-        if not view.held.all():
+        if view.pictures is not None and not view.held.all():
             notes.insert(1, "Faded: patches that LinVT's refiner left out.")
         left = 2.25
         page.text(MARGIN + 0.02, top + 0.08, "weight of a patch (1 = an even share)", size=6, color=GREY)

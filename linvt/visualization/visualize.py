@@ -82,7 +82,9 @@ def explain(llm: VideoLLM, video: CachedVideo, config: VisualizeConfig) -> Evide
     weights = weights_RTN.cpu().double().numpy()
     return EvidenceView(
         video=video.video_id,
-        model="embedded tiny model" if config.model == EMBEDDED_MODEL else config.model.resolve().name,
+        model="embedded, knows rendered scenes alone"
+        if config.model == EMBEDDED_MODEL
+        else config.model.resolve().name,
         question=config.question,
         answer=llm.backbone.decode(ids),
         timestamps_s=video.timestamps_s,

@@ -135,7 +135,7 @@ def test_a_cached_sample_gives_the_same_evidence_as_its_file(model, video, tmp_p
     found = _config(model, tmp_path / "found", cache=cache, sample=key, video=str(tmp_path / "elsewhere.mp4"))
     assert visualize(found)["pictures"] is True
     write_video(tmp_path / "other.mp4", seed=5)
-    with pytest.raises(ValueError, match="is not the file that v.mp4's tokens were made from"):
+    with pytest.raises(ValueError, match=r"is not the file that v\.mp4's tokens were made from"):
         visualize(_config(model, tmp_path / "other", cache=cache, sample=key, video=str(tmp_path / "other.mp4")))
     with pytest.raises(ValueError, match=r"no such key or video id; it has v\.mp4"):
         visualize(_config(model, tmp_path / "no", cache=cache, sample="w.mp4"))
