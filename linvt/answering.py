@@ -1,6 +1,7 @@
 """From a conversation with media to an answer, in steps that serving and evaluation share.
 
-Shape legend: T frames, N tokens a frame, Q visual tokens of one slot, L sequence length, C hidden size.
+Shape legend: T frames, N tokens a frame, Q visual tokens of one slot, R answer tokens, L sequence length,
+C hidden size.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
+from linvt.evidence import as_weights, frame_token_gains, integrated_gradients
 from linvt.shards import CachedVideo
 from linvt.video_llm import VideoLLM, instruction_of
 
@@ -66,45 +68,36 @@ def generate(llm: VideoLLM, prompts: Sequence[Tensor], *, max_new_tokens: int, *
     return llm.backbone.generate(embeds_BLC, mask_BL, max_new_tokens=max_new_tokens, **sampling)
 
 
-def frame_weights(
-    llm: VideoLLM, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], answer_ids: Sequence[int]
+def frame_token_weights(
+    llm: VideoLLM,
+    messages: Sequence[dict[str, Any]],
+    slots: Sequence[Slot],
+    media: Sequence[CachedVideo],
+    answer_ids: Sequence[int],
+    *,
+    per_answer_token: bool = False,
 ) -> list[Tensor | None]:
-    """For each slot with a map, the weight [T·N] of every frame token in the answer; None for slots without one.
+    """The evidence of an answer: for each slot with a map, the weight [1, T, N] of every frame token; None for others.
 
-    The exact map W says how much of each frame token every video token holds. How much the answer hung on a video token
-    is |gradient · token| of the answer's log-probability. Their product, normalised, is ≥ 0 and sums to 1 in each slot.
+    With `per_answer_token`, [1 + R, T, N]: the whole answer, then each of its R tokens. Each of them is ≥ 0 and sums to
+    1; see `linvt.evidence`. A slot's tokens vary while those of the others stay.
     """
-    leaves = [slot.tokens.detach().clone().requires_grad_(slot.map is not None) for slot in slots]
-    traced = [leaf for leaf in leaves if leaf.requires_grad]
-    if not traced:
-        return [None] * len(slots)
-    gradients = _gradients(llm, messages, leaves, traced, answer_ids) if answer_ids else [None] * len(traced)
-    weights = []
-    remaining = iter(gradients)
-    for slot, leaf in zip(slots, leaves, strict=True):
+    tokens = [slot.tokens.detach() for slot in slots]
+    weights: list[Tensor | None] = []
+    for i, (slot, item) in enumerate(zip(slots, media, strict=True)):
         if slot.map is None:
             weights.append(None)
             continue
-        gradient = next(remaining)
-        use_Q = torch.ones(len(leaf), device=leaf.device)
-        if gradient is not None and bool((gradient != 0).any()):
-            use_Q = (gradient.float() * leaf.detach().float()).sum(-1).abs()
-        weights_S = use_Q @ slot.map.float()
-        weights.append(weights_S / weights_S.sum().clamp(min=torch.finfo(torch.float32).tiny))
+
+        def log_probs(varied_QC: Tensor, i: int = i) -> Tensor:
+            return llm.answer_log_probs(messages, [*tokens[:i], varied_QC, *tokens[i + 1 :]], answer_ids)
+
+        gradients = integrated_gradients(log_probs, tokens[i], per_answer_token=per_answer_token)
+        if per_answer_token:
+            gradients = torch.cat([gradients.sum(0, keepdim=True), gradients])
+        gains = frame_token_gains(gradients, tokens[i], slot.map, item.tokens.to(llm.device))
+        weights.append(as_weights(gains, slot.map))
     return weights
-
-
-def _gradients(
-    llm: VideoLLM, messages: Any, leaves: Sequence[Tensor], traced: Sequence[Tensor], answer_ids: Sequence[int]
-) -> list[Tensor | None]:
-    *segments, last = llm.backbone.prompt(messages).segments
-    with torch.enable_grad():
-        embeds_LC = splice(llm, [*segments, (*last, *answer_ids)], leaves)
-        mask_1L = torch.ones(1, len(embeds_LC), dtype=torch.bool, device=llm.device)
-        hidden_LC = llm.backbone.hidden_states(embeds_LC[None], mask_1L)[0]
-        logits = llm.backbone.head(hidden_LC[-len(answer_ids) - 1 : -1]).float()
-        nll = F.cross_entropy(logits, torch.tensor(answer_ids, device=llm.device))
-        return list(torch.autograd.grad(nll, traced, allow_unused=True))
 
 
 def base_weights(llm: VideoLLM) -> AbstractContextManager[Any]:

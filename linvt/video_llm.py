@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from linvt.backbones import Backbone, VisionOptions, load_backbone
+from linvt.evidence import as_weights, frame_token_gains, integrated_gradients, over_frames
 from linvt.lora import load_lora
 from linvt.losses import ContrastiveHead
 from linvt.shards import CachedVideo
-from linvt.training.batches import IGNORE_INDEX, Batch, TokenSequence, pad_ids, relative_times, token_sequence
+from linvt.training.batches import IGNORE_INDEX, Batch, TokenSequence, pad_ids, relative_times
 from linvt.video_tokenizer import LinVT, LinVTConfig, VideoSideCache, VideoTokens, build_video_tokenizer
 
 FORMAT = "linvt-video-llm"
@@ -51,6 +52,8 @@ class Answer:
     text: str
     evidence: tuple[Moment, ...]
     """One entry a frame, in time; weights sum to 1."""
+    weights: Tensor | None = None
+    """[T, N], the weight of each frame token (`linvt.evidence`); None for an image, which goes past LinVT."""
     map: Tensor | None = None
     """[Q, T·N], the composed map W: `map @ frame_tokens` are the video tokens."""
     num_prompt_tokens: int = 0
@@ -224,51 +227,46 @@ class VideoLLM(nn.Module):
     def answer(
         self, video: CachedVideo, question: str, *, max_new_tokens: int = 32, return_map: bool = False, **sampling: Any
     ) -> Answer:
-        """Answers one question about a video, with the moments that the answer came from.
-
-        Evidence: the exact map W says how much of each frame every video token holds; the gradient of the answer's
-        log-probability, times the token, says how much the answer hung on each video token. Their product, summed over
-        patches and normalised, is a frame's weight.
-        """
-        (ids,) = self.generate_batch(
-            [([{"role": "user", "content": [{"type": video.kind}, {"type": "text", "text": question}]}], [video])],
-            max_new_tokens=max_new_tokens,
-            **sampling,
-        )
-        text = self.backbone.decode(ids)
-        sequence = token_sequence(self.backbone, question, text or None, kind=video.kind)
+        """Answers one question about a video, with the moments that the answer came from: see `linvt.evidence`."""
+        messages = [{"role": "user", "content": [{"type": video.kind}, {"type": "text", "text": question}]}]
+        (ids,) = self.generate_batch([(messages, [video])], max_new_tokens=max_new_tokens, **sampling)
         if video.kind == "image":
-            tokens_QC, weights = video.tokens[0].to(self.device, self.backbone.dtype), None
-            evidence: tuple[Moment, ...] = (Moment(timestamp_s=float(video.timestamps_s[0]), weight=1.0),)
+            tokens_QC, map_QS, weights_TN = video.tokens[0].to(self.device, self.backbone.dtype), None, None
+            frames_T = [1.0]
         else:
             out = self.video_tokens(video, question, return_map=True)
             assert out.map is not None
-            tokens_QC, weights = self._valid_tokens(out), out.map[0][out.mask[0]]
-            use_Q = self._token_use(sequence, tokens_QC)
-            frame_weights_T = (use_Q @ weights).reshape(len(video.tokens), -1).sum(-1)
-            frame_weights_T = frame_weights_T / frame_weights_T.sum()
-            evidence = tuple(
-                Moment(timestamp_s=float(t), weight=float(w)) for t, w in zip(video.timestamps_s, frame_weights_T)
-            )
+            tokens_QC, map_QS = self._valid_tokens(out), out.map[0][out.mask[0]]
+            gradients = integrated_gradients(lambda tokens: self.answer_log_probs(messages, [tokens], ids), tokens_QC)
+            gains = frame_token_gains(gradients, tokens_QC, map_QS, video.tokens.to(self.device))
+            weights_TN = as_weights(gains, map_QS)[0]
+            frames_T = over_frames(weights_TN).tolist()
         return Answer(
-            text=text,
-            evidence=evidence,
-            map=weights if return_map else None,
-            num_prompt_tokens=len(sequence.before) + len(tokens_QC) + len(sequence.labels) - _count_labels(sequence),
+            text=self.backbone.decode(ids),
+            evidence=tuple(
+                Moment(timestamp_s=float(time_s), weight=weight)
+                for time_s, weight in zip(video.timestamps_s, frames_T, strict=True)
+            ),
+            weights=weights_TN,
+            map=map_QS if return_map else None,
+            num_prompt_tokens=sum(map(len, self.backbone.prompt(messages).segments)) + len(tokens_QC),
             num_answer_tokens=len(ids),
         )
 
-    def _token_use(self, sequence: TokenSequence, tokens_QC: Tensor) -> Tensor:
-        """[Q], non-negative, sums to 1: |gradient × token| of the answer's log-probability."""
-        if not _count_labels(sequence):
-            return torch.full((len(tokens_QC),), 1 / len(tokens_QC), device=tokens_QC.device)
-        with torch.enable_grad():
-            leaf_QC = tokens_QC.detach().clone().requires_grad_(True)
-            hidden_MC, labels_M = self._answer_states([sequence], [leaf_QC])
-            nll = F.cross_entropy(self.backbone.head(hidden_MC).float(), labels_M)
-            (gradient_QC,) = torch.autograd.grad(nll, leaf_QC)
-        use_Q = (gradient_QC * leaf_QC.detach()).sum(-1).abs().float()
-        return use_Q / use_Q.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    def answer_log_probs(
+        self, messages: Sequence[dict[str, Any]], visual: Sequence[Tensor], answer_ids: Sequence[int]
+    ) -> Tensor:
+        """[R] in nats: the log-probability of every answer token given the conversation and those before it.
+
+        `visual` are the tokens [Q, C] in the place of each medium, in order; gradients reach them.
+        """
+        *segments, last = self.backbone.prompt(messages).segments
+        embeds_LC = self._splice([*segments, (*last, *answer_ids)], visual)
+        mask_1L = torch.ones(1, len(embeds_LC), dtype=torch.bool, device=self.device)
+        hidden_LC = self.backbone.hidden_states(embeds_LC[None], mask_1L)[0]
+        log_probs_RV = self.backbone.head(hidden_LC[-len(answer_ids) - 1 : -1]).float().log_softmax(-1)
+        ids_R = torch.tensor(answer_ids, dtype=torch.long, device=self.device)
+        return log_probs_RV.gather(-1, ids_R[:, None])[:, 0]
 
     # -- artifacts --------------------------------------------------------------------------------------------------
 
@@ -360,7 +358,3 @@ def instruction_of(messages: Sequence[dict[str, Any]]) -> str:
                 return content
             return " ".join(part["text"] for part in content if part["type"] == "text")
     raise ValueError("the conversation has no user turn")
-
-
-def _count_labels(sequence: TokenSequence) -> int:
-    return sum(label != IGNORE_INDEX for label in sequence.labels)

@@ -7,18 +7,16 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import ray
 from ray import serve
 
-from linvt.backbones import max_frame_side, vision_fingerprint
 from linvt.extraction.identity import FeatureSpec
 from linvt.serving.config import ServeConfig
-from linvt.shots import detector_fingerprint, published_threshold
-from linvt.video_llm import read_model_config, trained_vision_options
+from linvt.serving.feature_spec import trained_feature_spec
 from pipelines._chat_server import chat_deployment
 
 logger = logging.getLogger(__name__)
@@ -103,37 +101,17 @@ def _application(
 
 
 def _feature_spec(config: ServeConfig) -> tuple[FeatureSpec, int]:
-    """How frames become tokens, and the encoder's batch size: as for the cache that the model was trained from.
-
-    Raises ValueError where the image-LLM's vision weights are no longer those of the training.
-    """
-    model = read_model_config(config.model)
-    trained = model["extraction"].get("feature", {})
-    options = trained_vision_options(model)
-    fingerprint = vision_fingerprint(model["backbone"], options)
-    detector = detector_fingerprint(config.detector, config.detector_weights)
-    if trained and trained["vision_fingerprint"] != fingerprint:
-        raise ValueError(
-            f"{config.model} was trained on frame tokens of other vision weights than {model['backbone']} has now"
-        )
-    if trained and trained["detector"] != detector:
-        logger.warning("--detector %s is not the one of the model's training", config.detector)
-    # A threshold is one kind of detector's, whose name a fingerprint begins with.
-    same_kind = trained.get("detector", "").split("-")[0] == config.detector
-    num_frames = config.num_frames or trained.get("num_frames", 64)
-    if num_frames > config.max_frames:
-        raise ValueError(f"the model was trained on {num_frames} frames a video; --max-frames is {config.max_frames}")
-    spec = FeatureSpec(
-        vision_fingerprint=fingerprint,
-        max_side=trained.get("max_side") or max_frame_side(model["backbone"]),
-        max_candidates=max(trained.get("max_candidates", 256), num_frames),
-        cache_dtype=trained.get("cache_dtype", "bf16"),
-        num_frames=num_frames,
-        detector=detector,
-        **asdict(options),
-        shot_threshold=trained["shot_threshold"] if same_kind else published_threshold(config.detector),
+    spec, encode_batch_size = trained_feature_spec(
+        config.model,
+        detector=config.detector,
+        detector_weights=config.detector_weights,
+        num_frames=config.num_frames,
     )
-    return spec, model["extraction"].get("encode_batch_size", 16)
+    if spec.num_frames > config.max_frames:
+        raise ValueError(
+            f"the model was trained on {spec.num_frames} frames a video; --max-frames is {config.max_frames}"
+        )
+    return spec, encode_batch_size
 
 
 def _api_key(config: ServeConfig) -> str | None:

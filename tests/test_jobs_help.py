@@ -23,6 +23,7 @@ REQUIRED: dict[str, list[str]] = {
         *("--backbone", "tiny", "--out", "out"),
     ],
     "train_image_llm": ["--out", "out"],
+    "visualize": ["--video", "video.mp4", "--question", "what ?", "--out", "out"],
 }
 JOBS = sorted(REQUIRED)
 

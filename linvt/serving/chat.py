@@ -10,10 +10,11 @@ from jinja2 import TemplateError
 from transformers.generation import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from linvt.answering import Slot, embed_prompt, fill_slots, frame_weights, generate
+from linvt.answering import Slot, embed_prompt, fill_slots, frame_token_weights, generate
+from linvt.evidence import over_frames, over_shots
 from linvt.serving.errors import RequestError
 from linvt.serving.requests import ChatCompletionRequest, ImagePart, TextPart
-from linvt.serving.responses import Moment, Usage, video_evidence
+from linvt.serving.responses import Moment, Usage, video_entry, video_evidence
 from linvt.shards import CachedVideo
 from linvt.video_llm import VideoLLM
 
@@ -71,7 +72,7 @@ def reply_to(
     """
     messages, _ = conversation(request)
     videos = [item for item, _ in media]
-    slots, prompt_LC = _prompt(llm, messages, videos, return_maps=request.linvt.evidence or request.linvt.evidence_map)
+    slots, prompt_LC = _prompt(llm, messages, videos, return_maps=request.linvt.wants_evidence)
     limit = _room(llm, len(prompt_LC), request, max_new_tokens)
     stream = _TextStream(llm, stops=request.stops, emit=emit)
     sampling = _sampling(request)
@@ -137,30 +138,40 @@ def _evidence(
     ids: list[int],
 ) -> list[dict[str, Any]]:
     entries = []
-    for (item, from_cache), weights in zip(media, frame_weights(llm, messages, slots, ids), strict=True):
+    weights = frame_token_weights(
+        llm, messages, slots, [item for item, _ in media], ids, per_answer_token=request.linvt.evidence_per_token
+    )
+    for (item, from_cache), weights_RTN in zip(media, weights, strict=True):
         if item.kind == "image":
             continue
-        moments, evidence_map = None, None
-        if weights is not None:
-            weights_TN = weights.reshape(len(item.tokens), -1).cpu()
-            moments = [
-                Moment(timestamp_s=float(time_s), weight=float(weight))
-                for time_s, weight in zip(item.timestamps_s, weights_TN.sum(-1), strict=True)
-            ]
-            if request.linvt.evidence_map:
-                evidence_map = {"grid": item.grid, "weights": weights_TN.tolist()}
-        entries.append(
-            video_evidence(
-                sha256=item.sha256,
-                duration_s=item.duration_s,
-                shots_s=[(float(start_s), float(end_s)) for start_s, end_s in item.shots],
-                from_cache=from_cache,
-                evidence=moments,
-                num_top_moments=request.linvt.top_moments,
-                evidence_map=evidence_map,
-            )
+        entry = video_entry(
+            sha256=item.sha256,
+            duration_s=item.duration_s,
+            shots_s=[(float(start_s), float(end_s)) for start_s, end_s in item.shots],
+            from_cache=from_cache,
         )
+        if weights_RTN is not None:
+            whole_TN, *parts = weights_RTN.cpu()
+            entry |= video_evidence(
+                _moments(item, whole_TN),
+                shot_weights=over_shots(whole_TN, item.shot_index, len(item.shots)).tolist(),
+                num_top_moments=request.linvt.top_moments,
+                answer_tokens=[
+                    (llm.backbone.decode([id_]), _moments(item, part_TN)) for id_, part_TN in zip(ids, parts)
+                ]
+                if request.linvt.evidence_per_token
+                else None,
+                evidence_map={"grid": item.grid, "weights": whole_TN.tolist()} if request.linvt.evidence_map else None,
+            )
+        entries.append(entry)
     return entries
+
+
+def _moments(item: CachedVideo, weights_TN: torch.Tensor) -> list[Moment]:
+    return [
+        Moment(timestamp_s=float(time_s), weight=weight)
+        for time_s, weight in zip(item.timestamps_s, over_frames(weights_TN).tolist(), strict=True)
+    ]
 
 
 class _StopWhen:

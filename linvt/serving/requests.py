@@ -67,8 +67,14 @@ class LinVTOptions(_Part):
     """The weight of every sampled frame in the answer's video tokens."""
     evidence_map: bool = False
     """Also the weight of every patch of every frame, where patches lie on a grid."""
+    evidence_per_token: bool = False
+    """Also the weight of every frame in each token of the answer. Costs a backward pass per token instead of one."""
     top_moments: int = Field(default=3, ge=1)
     """How many of the heaviest frames to list first."""
+
+    @property
+    def wants_evidence(self) -> bool:
+        return self.evidence or self.evidence_map or self.evidence_per_token
 
 
 class ChatCompletionRequest(_Part):

@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """A sampled frame and the share of the video tokens' weight that lies on it."""
+    """A sampled frame and its share of the evidence (`linvt.evidence`)."""
 
     timestamp_s: float
     weight: float
@@ -25,26 +25,36 @@ def top_moments(evidence: Sequence[Moment], count: int) -> list[Moment]:
     return sorted(evidence, key=lambda moment: (-moment.weight, moment.timestamp_s))[:count]
 
 
-def video_evidence(
-    *,
-    sha256: str,
-    duration_s: float,
-    shots_s: Sequence[tuple[float, float]],
-    from_cache: bool,
-    evidence: Sequence[Moment] | None,
-    num_top_moments: int,
-    evidence_map: dict[str, Any] | None,
+def video_entry(
+    *, sha256: str, duration_s: float, shots_s: Sequence[tuple[float, float]], from_cache: bool
 ) -> dict[str, Any]:
-    """The entry of `linvt.videos` for one video of the request. Weights are of the last question's answer."""
-    entry: dict[str, Any] = {
+    """The entry of `linvt.videos` for one video of the request, before its evidence."""
+    return {
         "sha256": sha256,
         "duration_s": duration_s,
         "shots_s": [list(shot) for shot in shots_s],
         "from_cache": from_cache,
     }
-    if evidence is not None:
-        entry["evidence"] = [asdict(moment) for moment in evidence]
-        entry["top_moments"] = [asdict(moment) for moment in top_moments(evidence, num_top_moments)]
+
+
+def video_evidence(
+    evidence: Sequence[Moment],
+    *,
+    shot_weights: Sequence[float],
+    num_top_moments: int,
+    answer_tokens: Sequence[tuple[str, Sequence[Moment]]] | None,
+    evidence_map: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What a video's entry says of the answer's evidence: weights over time, over `shots_s`, over answer tokens."""
+    entry: dict[str, Any] = {
+        "evidence": [asdict(moment) for moment in evidence],
+        "top_moments": [asdict(moment) for moment in top_moments(evidence, num_top_moments)],
+        "shot_weights": list(shot_weights),
+    }
+    if answer_tokens is not None:
+        entry["answer_tokens"] = [
+            {"text": text, "evidence": [asdict(moment) for moment in moments]} for text, moments in answer_tokens
+        ]
     if evidence_map is not None:
         entry["evidence_map"] = evidence_map
     return entry

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from linvt.answering import fill_slots, frame_weights
+from linvt.answering import fill_slots, frame_token_weights
 from linvt.backbones import load_backbone
 from linvt.serving.chat import MediaPart, conversation, reply_to
 from linvt.serving.errors import RequestError
@@ -95,13 +95,29 @@ def test_frame_tokens_that_linvt_left_out_have_no_weight(llm):
     messages, _ = conversation(_request())
     slots = fill_slots(llm, messages, [video], return_maps=True)
     ids = llm.backbone.text_ids("red ball")
-    (weights,) = frame_weights(llm, messages, slots, ids)
+    (weights,) = frame_token_weights(llm, messages, slots, [video], ids)
     assert slots[0].map is not None
     assert weights is not None
     used = slots[0].map.sum(0) > 0
     assert used.sum() == 40  # top_k of the 80 frame tokens
-    assert bool((weights[~used] == 0).all())
-    assert bool((weights[used] > 0).all())
+    assert bool((weights.flatten()[~used] == 0).all())
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+    assert (weights > 0).sum() > 5
+
+
+def test_evidence_per_answer_token_and_per_shot(llm):
+    plain, _ = _reply(llm, _request(max_tokens=4), [_video()])
+    reply, _ = _reply(llm, _request(max_tokens=4, linvt={"evidence_per_token": True}), [_video()])
+    (entry,) = reply.videos
+    assert "answer_tokens" not in plain.videos[0]
+    weights = [moment["weight"] for moment in entry["evidence"]]
+    assert weights == pytest.approx([moment["weight"] for moment in plain.videos[0]["evidence"]], abs=1e-4)
+    assert entry["shot_weights"] == pytest.approx([sum(weights[:2]), sum(weights[2:])])
+    assert "".join(token["text"] for token in entry["answer_tokens"]) == reply.text.replace(" ", "")
+    per_token = [[moment["weight"] for moment in token["evidence"]] for token in entry["answer_tokens"]]
+    assert len(per_token) == reply.usage.completion_tokens == 4
+    assert [sum(row) for row in per_token] == pytest.approx([1] * 4, abs=1e-5)
+    assert per_token[0] != pytest.approx(per_token[1], abs=1e-3)
 
 
 def test_evidence_can_be_left_out(llm):

@@ -8,7 +8,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from linvt.serving.errors import RequestError
 from linvt.serving.requests import parse_request
-from linvt.serving.responses import DONE, Completion, Moment, Usage, top_moments, video_evidence
+from linvt.serving.responses import DONE, Completion, Moment, Usage, top_moments, video_entry, video_evidence
 
 
 def _body(**changes: Any) -> dict[str, Any]:
@@ -90,15 +90,8 @@ def test_error_bodies(status, kind):
 
 def _evidence() -> dict[str, Any]:
     moments = [Moment(timestamp_s=t, weight=w) for t, w in ((0.0, 0.2), (1.0, 0.5), (2.0, 0.3))]
-    return video_evidence(
-        sha256="00",
-        duration_s=3.0,
-        shots_s=[(0.0, 3.0)],
-        from_cache=False,
-        evidence=moments,
-        num_top_moments=2,
-        evidence_map=None,
-    )
+    entry = video_entry(sha256="00", duration_s=3.0, shots_s=[(0.0, 3.0)], from_cache=False)
+    return entry | video_evidence(moments, shot_weights=[1.0], num_top_moments=2, answer_tokens=None, evidence_map=None)
 
 
 def test_openai_types_read_the_answer_and_keep_the_evidence():
