@@ -1,6 +1,7 @@
 """LoRA on the LLM's linear layers, through PEFT (stage 2)."""
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel
 
@@ -27,4 +28,7 @@ def load_lora(backbone: Backbone, directory: Path, *, trainable: bool = False) -
     """Puts a saved adapter back on the LLM it was trained for."""
     if isinstance(backbone.model, PeftModel):
         raise ValueError(f"{backbone.name} already carries a LoRA adapter")
-    backbone.model = PeftModel.from_pretrained(backbone.model, str(directory), is_trainable=trainable)
+    config: Any = LoraConfig.from_pretrained(str(directory))
+    # PEFT stores endings of names that were enough beside the LLM alone. Beside a vision tower, they would match there.
+    config.target_modules = set(backbone.lora_targets())
+    backbone.model = PeftModel.from_pretrained(backbone.model, str(directory), is_trainable=trainable, config=config)
