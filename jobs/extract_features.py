@@ -12,5 +12,18 @@ def main(config: ExtractConfig) -> dict[str, Any]:
     return extract(config)
 
 
+def forecast(config: ExtractConfig) -> dict[str, Any]:
+    if not config.rethreshold:
+        return {}
+    from linvt.extraction import rethreshold
+
+    return {"rethresholding": rethreshold.forecast(config)}
+
+
 if __name__ == "__main__":
-    run(ExtractConfig, main, description="Decode each video once, encode its frames, commit the tokens to shards.")
+    run(
+        ExtractConfig,
+        main,
+        description="Decode each video once, encode its frames, commit the tokens to shards.",
+        forecast=forecast,
+    )

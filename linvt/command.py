@@ -18,12 +18,19 @@ from linvt.storage_error import StorageError
 ConfigT = TypeVar("ConfigT")
 
 
-def run(config_class: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], description: str) -> None:
+def run(
+    config_class: type[ConfigT],
+    main: Callable[[ConfigT], dict[str, Any]],
+    description: str,
+    *,
+    forecast: Callable[[ConfigT], dict[str, Any]] = lambda _: {},
+) -> None:
     """Parse the command line, call `main(config)`, print its result as the last line of stdout, exit.
 
     `--config FILE.toml` gives defaults that flags override; `--dry-run` prints the resolved configuration instead of
-    running. The result of `main` is printed as one JSON object, and so is a failure, `{"error": …}` with exit code 1.
-    A ValueError is taken for a user's mistake and shown without a traceback, and so is a StorageError.
+    running, and what `forecast(config)` adds to it. The result of `main` is printed as one JSON object, and so is a
+    failure, `{"error": …}` with exit code 1. A ValueError is taken for a user's mistake and
+    shown without a traceback, and so is a StorageError.
     """
     logging.basicConfig(level=os.environ.get("LINVT_LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(message)s")
     arguments = sys.argv[1:]
@@ -32,7 +39,7 @@ def run(config_class: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], 
         dry_run = "--dry-run" in arguments
         arguments = [argument for argument in arguments if argument != "--dry-run"]
         config = parse(config_class, arguments, recipe=recipe, description=description)
-        result = {"dry_run": True, **_plain(config)} if dry_run else main(config)
+        result = {"dry_run": True, **_plain(config), **forecast(config)} if dry_run else main(config)
     except SystemExit as end:
         # Tyro has said on stderr what is wrong with the command line; after --help there is nothing to add.
         if end.code:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,12 @@ from linvt.extraction.existing import (
     refresh_media,
     remove_extraction,
 )
-from linvt.extraction.identity import Extraction, FeatureSpec, require_same
+from linvt.extraction.identity import Extraction, FeatureSpec, require_same, rethresholded
 from linvt.extraction.inputs import Listing, list_inputs
 from linvt.extraction.lock import exclusive
 from linvt.extraction.plan import Plan, PlannedInput, grow_plan, write_plan
 from linvt.extraction.reopening import reopen_shards
+from linvt.extraction.rethreshold import bring_over
 from linvt.extraction.spool import quarantined_spool, remove_spooled, spooled_slots
 from linvt.extraction.tally import Tally
 from linvt.shards.commit import CommitRecord, CommittedShard, ShardError
@@ -85,8 +86,9 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             storage.write(EXTRACTION, asked.to_json())
             plan = grow_plan(Plan(samples_per_shard=config.samples_per_shard), inputs)
         else:
-            require_same(existing[0], asked, storage.uri)
-            plan, committed = _reopened(config, storage, existing[1], asked.feature.feature_id, inputs)
+            require_same(existing[0], asked, storage.uri, rethreshold=config.rethreshold)
+            asked = rethresholded(existing[0], asked)
+            plan, committed = _reopened(config, storage, existing[1], asked, inputs, check_lock)
         if existing is None or plan != existing[1]:
             write_plan(storage, plan)
 
@@ -104,6 +106,8 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             with _workers_errors_in_short():
                 _run_stages(config, asked, shards, check_lock)
         check_lock()
+        if asked.outdated_feature_ids:
+            storage.write(EXTRACTION, replace(asked, outdated_feature_ids=()).to_json())
 
         # 3. Every input is a sample or a tombstone, or this raises.
         finish_extraction(storage, plan, shards.committed)
@@ -135,10 +139,18 @@ def _found(config: ExtractConfig, storage: Storage) -> tuple[Extraction, Plan] |
 
 
 def _reopened(
-    config: ExtractConfig, storage: Storage, plan: Plan, feature_id: str, inputs: Listing
+    config: ExtractConfig,
+    storage: Storage,
+    plan: Plan,
+    asked: Extraction,
+    inputs: Listing,
+    check_lock: Callable[[], None],
 ) -> tuple[Plan, dict[int, CommittedShard]]:
     """The plan with what is new, and the shards that need no work."""
-    committed = committed_shards(storage, plan, feature_id, contents=config.verify_shards)
+    feature_id, outdated = asked.feature.feature_id, asked.outdated_feature_ids
+    committed = committed_shards(storage, plan, feature_id, contents=config.verify_shards, outdated=outdated)
+    if outdated:
+        committed = bring_over(storage, plan, inputs, asked, committed, check_lock)
     reopened: set[int] = set()
     if config.retry_quarantined:
         remove_spooled(storage, quarantined_spool(storage, feature_id))

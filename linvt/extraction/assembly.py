@@ -1,9 +1,7 @@
 """From a shard's spooled samples to a committed shard."""
 
-import pyarrow.parquet as pq
-
 from linvt.extraction.plan import PlannedInput
-from linvt.extraction.rows import VideoRow, rows_to_table
+from linvt.extraction.rows import VideoRow, rows_to_table, rows_writer
 from linvt.extraction.spool import read_spooled_payload, read_spooled_row, remove_spooled
 from linvt.shards.commit import CommitRecord, PendingSample, Tombstone, commit_shard, read_record, write_shard
 from linvt.shards.layout import rows_name
@@ -37,8 +35,8 @@ def assemble_shard(
         tombstones=[_tombstone(row) for row in rows if row.status == "quarantined"],
         num_slots=len(planned),
     )
-    with storage.open_atomic(rows_name(record.shard)) as file:
-        pq.write_table(rows_to_table(rows), file)
+    with rows_writer(storage, rows_name(record.shard)) as writer:
+        writer.write_table(rows_to_table(rows))
     commit_shard(storage, record)
     remove_spooled(storage, slots)
     return record

@@ -81,6 +81,9 @@ class ExtractConfig:
     """Seconds without any finished task after which the job fails; must exceed what the longest videos take."""
     on_existing: Literal["resume", "overwrite", "fail"] = "fail"
     """What to do where `out` holds an extraction already: go on with it, remove it first, or stop."""
+    rethreshold: bool = False
+    """On resume, go over to another --shot-threshold. Frames are chosen again from the stored boundary probabilities;
+    only videos that keep other frames than before are decoded again. With --dry-run: how many those would be."""
     retry_quarantined: bool = False
     """On resume, extract the quarantined inputs again; what is committed stays as it is."""
     limit: int | None = None
@@ -126,6 +129,8 @@ class ExtractConfig:
             raise ValueError("--detector-dtype bfloat16 is for --detector transnetv2; AutoShot computes in float32")
         if self.shot_threshold is not None and not 0 < self.shot_threshold < 1:
             raise ValueError(f"--shot-threshold must lie between 0 and 1, got {self.shot_threshold}")
+        if self.rethreshold and self.on_existing != "resume":
+            raise ValueError(f"--rethreshold goes with --on-existing resume, got --on-existing {self.on_existing}")
         if self.max_candidates < self.num_frames:
             raise ValueError(
                 f"--max-candidates ({self.max_candidates}) must be at least --num-frames ({self.num_frames})"

@@ -3,21 +3,20 @@
 Shapes: F decoded frames, T kept frames.
 """
 
-import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from linvt.extraction.choice import choose_frames
 from linvt.extraction.identity import FeatureSpec
 from linvt.extraction.plan import PlannedInput
 from linvt.extraction.reading import MediaRead, Reader, Unreadable, read_media
 from linvt.extraction.rows import VideoRow
 from linvt.extraction.thumbnails import thumbnail_strip
-from linvt.sampling import sample_frames
 from linvt.shards.layout import sample_key
-from linvt.shots import Shot, ShotDetector, shots_from_probabilities
+from linvt.shots import ShotDetector
 
 
 def decode_input(
@@ -45,7 +44,8 @@ def decode_input(
         return row.quarantined(error.stage, error.error_class, error.message), None
     detection_s = time.perf_counter() - started - chunks.seconds
     media = chunks.media
-    if media.info.num_frames == 1:
+    info = media.info
+    if info.num_frames == 1:
         probabilities = np.zeros(1, np.float32)
     row = replace(
         row,
@@ -53,10 +53,25 @@ def decode_input(
         size_bytes=media.size_bytes,
         fetch_s=media.fetch_s,
         decode_s=media.decode_s,
+        kind=info.kind,
+        container=info.container,
+        codec=info.codec,
+        pixel_format=info.pixel_format,
+        width=info.width,
+        height=info.height,
+        rotation_deg=info.rotation_deg,
+        num_frames=info.num_frames,
+        duration_s=info.duration_s,
+        average_fps=info.average_fps,
+        start_s=info.start_s,
+        num_bad_packets=info.num_bad_packets,
         boundary_probabilities=probabilities,
+        timestamps_s=media.timestamps_s,
+        candidate_frames=media.candidates,
         shots_detection_s=detection_s,
     )
-    row, frames = _keep_frames(row, media, shots_from_probabilities(probabilities, spec.shot_threshold), spec)
+    row = choose_frames(row, spec)
+    frames = media.take(np.array(row.kept_frames))
     strip = thumbnail_strip(frames) if thumbnails else None
     return replace(row, key=sample_key(media.sha256, row.video_id), thumbnails=strip), frames
 
@@ -90,44 +105,3 @@ class _Chunks:
             if held is not None:
                 yield held
             held = chunk
-
-
-def _sampled(shots: list[Shot], media: MediaRead, spec: FeatureSpec) -> np.ndarray:
-    """Which frames to keep, int64 [T]."""
-    budget = spec.num_frames
-    if spec.sampling == "fps":
-        assert spec.fps is not None
-        # The tolerance is for durations that are a frame's rounding above a whole number of frames.
-        budget = min(budget, max(1, math.ceil(media.info.duration_s * spec.fps - 1e-6)))
-    if spec.sampling != "shots":
-        shots = [Shot(0, len(media.timestamps_s))]
-    return sample_frames(shots, media.timestamps_s, budget, candidates=media.candidates)
-
-
-def _keep_frames(row: VideoRow, media: MediaRead, shots: list[Shot], spec: FeatureSpec) -> tuple[VideoRow, np.ndarray]:
-    """Chooses the frames [T, H, W, 3] and notes the video's facts, shots and their times."""
-    info, times_s = media.info, media.timestamps_s
-    indices = _sampled(shots, media, spec)
-    ends_s = [float(times_s[shot.end]) if shot.end < len(times_s) else info.duration_s for shot in shots]
-    shot_starts = np.array([shot.start for shot in shots])
-    row = replace(
-        row,
-        kind=info.kind,
-        container=info.container,
-        codec=info.codec,
-        pixel_format=info.pixel_format,
-        width=info.width,
-        height=info.height,
-        rotation_deg=info.rotation_deg,
-        num_frames=info.num_frames,
-        duration_s=info.duration_s,
-        average_fps=info.average_fps,
-        start_s=info.start_s,
-        num_bad_packets=info.num_bad_packets,
-        shots=[[shot.start, shot.end] for shot in shots],
-        shots_s=[[float(times_s[shot.start]), end_s] for shot, end_s in zip(shots, ends_s)],
-        kept_frames=indices.tolist(),
-        kept_timestamps_s=times_s[indices].tolist(),
-        kept_shot_index=(np.searchsorted(shot_starts, indices, side="right") - 1).clip(0).tolist(),
-    )
-    return row, media.take(indices)

@@ -1,12 +1,11 @@
 """What earlier runs left at OUT: going on with it, removing it, and closing an extraction that is complete."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from linvt.extraction.fetch import content_sha256, names_no_file
 from linvt.extraction.identity import Extraction, read_extraction
@@ -14,7 +13,7 @@ from linvt.extraction.inputs import Listing, MediaFile
 from linvt.extraction.plan import Plan, PlannedInput, changed_inputs, read_plan, with_media
 from linvt.extraction.reopening import committed_record, reopen_shards
 from linvt.extraction.report import write_report
-from linvt.extraction.rows import VIDEOS_SCHEMA, read_rows
+from linvt.extraction.rows import read_rows, rows_writer
 from linvt.extraction.spool import remove_spooled
 from linvt.extraction.strikes import clear_strikes
 from linvt.read_ahead import read_ahead
@@ -75,8 +74,10 @@ def clear_leftovers(storage: Storage) -> None:
                 storage.remove(f"{folder}/{name}")
 
 
-def committed_shards(storage: Storage, plan: Plan, feature_id: str, *, contents: bool) -> dict[int, CommittedShard]:
-    """The shards that exist and verify, by their numbers.
+def committed_shards(
+    storage: Storage, plan: Plan, feature_id: str, *, contents: bool, outdated: Collection[str] = ()
+) -> dict[int, CommittedShard]:
+    """The shards that exist and verify, by their numbers, also those of the `outdated` feature ids.
 
     A shard that does not verify (see `verify_shard`) loses its record and is thereby extracted again.
     """
@@ -93,7 +94,7 @@ def committed_shards(storage: Storage, plan: Plan, feature_id: str, *, contents:
         if record is None:
             return None
         planned_hash = plan.hashes[plan.shards[shard][0].generation]
-        if record.feature_id != feature_id or record.plan_hash != planned_hash:
+        if record.feature_id not in (feature_id, *outdated) or record.plan_hash != planned_hash:
             raise ValueError(
                 f"{storage.path(record_name(shard))}: committed for feature id {record.feature_id} and plan "
                 f"{record.plan_hash[:8]}…, but the folder's are {feature_id} and {planned_hash[:8]}…: it mixes two "
@@ -164,7 +165,7 @@ def finish_extraction(storage: Storage, plan: Plan, shards: Mapping[int, Committ
             f"{storage.uri}: {len(undecided)} of {len(plan.shards)} planned shards are not committed, the first is "
             f"{min(undecided)}. Run again with --on-existing resume"
         )
-    with storage.open_atomic(VIDEOS) as file, pq.ParquetWriter(file, VIDEOS_SCHEMA) as writer:
+    with rows_writer(storage, VIDEOS) as writer:
         tables = read_ahead(partial(read_rows, storage), sorted(plan.shards), depth=_READERS, threads=_READERS)
         for group in _row_groups(tables):
             writer.write_table(group)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from linvt.backbones.base import PUBLISHED_VISION, VisionOptions
@@ -60,13 +60,19 @@ class Extraction:
     threads_per_worker: int
     detector_dtype: DetectorDtype = "float32"
     """The default is what there was before there was a choice."""
+    outdated_feature_ids: tuple[str, ...] = ()
+    """Of other shot thresholds, from which shards are still to be brought over; none when an extraction is finished."""
 
     def to_json(self) -> bytes:
         fields = {"feature_id": self.feature.feature_id, **asdict(self)}
+        if not self.outdated_feature_ids:
+            del fields["outdated_feature_ids"]
         return (json.dumps(fields, sort_keys=True, indent=1) + "\n").encode()
 
     def flat(self) -> dict[str, Any]:
+        """What was asked for, by names."""
         fields = asdict(self)
+        del fields["outdated_feature_ids"]
         return fields.pop("feature") | fields
 
 
@@ -74,15 +80,29 @@ def read_extraction(storage: Storage) -> Extraction:
     """Raises FileNotFoundError where there is none."""
     fields = json.loads(storage.read(EXTRACTION))
     fields.pop("feature_id")
-    return Extraction(**fields | {"feature": FeatureSpec(**fields["feature"])})
+    outdated = tuple(fields.pop("outdated_feature_ids", ()))
+    return Extraction(**fields | {"feature": FeatureSpec(**fields["feature"]), "outdated_feature_ids": outdated})
 
 
-def require_same(existing: Extraction, asked: Extraction, uri: str) -> None:
-    """Raises ValueError naming the fields in which a cache differs from what is asked of it."""
+def require_same(existing: Extraction, asked: Extraction, uri: str, *, rethreshold: bool = False) -> None:
+    """Raises ValueError naming the fields in which a cache differs from what is asked of it.
+
+    With `rethreshold`, its shot threshold may be another.
+    """
     before, now = existing.flat(), asked.flat()
-    different = [f"{name} (there: {before[name]!r}, asked: {now[name]!r})" for name in now if before[name] != now[name]]
-    if different:
-        raise ValueError(
-            f"{uri} holds an extraction with other settings: {'; '.join(different)}. Ask for the same, choose another "
-            "--out, or replace it with --on-existing overwrite"
-        )
+    different = [name for name in now if before[name] != now[name]]
+    if not different or (rethreshold and different == ["shot_threshold"]):
+        return
+    told = "; ".join(f"{name} (there: {before[name]!r}, asked: {now[name]!r})" for name in different)
+    way_on = "bring it over with --rethreshold" if different == ["shot_threshold"] else "choose another --out"
+    raise ValueError(
+        f"{uri} holds an extraction with other settings: {told}. Ask for the same, {way_on}, or replace it with "
+        "--on-existing overwrite"
+    )
+
+
+def rethresholded(existing: Extraction, asked: Extraction) -> Extraction:
+    """`asked`, with the feature ids that shards at OUT may still have."""
+    outdated = dict.fromkeys((*existing.outdated_feature_ids, existing.feature.feature_id))
+    outdated.pop(asked.feature.feature_id, None)
+    return replace(asked, outdated_feature_ids=tuple(outdated))

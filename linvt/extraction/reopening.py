@@ -1,11 +1,12 @@
 """Taking a committed shard apart, so that some of its inputs are extracted again and the others are not."""
 
+import hashlib
 from collections.abc import Collection, Iterable
 
 from linvt.extraction.plan import Plan
 from linvt.extraction.rows import read_rows, rows_from_table
 from linvt.extraction.spool import write_spooled
-from linvt.shards.commit import CommitRecord, Member, read_record
+from linvt.shards.commit import CommitRecord, Member, ShardError, read_record
 from linvt.shards.layout import INDEX, record_name, tar_name
 from linvt.shards.storage import Storage
 
@@ -23,16 +24,23 @@ def reopen_shards(storage: Storage, plan: Plan, committed: Collection[int], slot
         storage.remove(INDEX)
     for shard in sorted(reopened):
         record = committed_record(storage, shard)
-        samples = {sample.slot: sample for sample in record.samples}
         for row in rows_from_table(read_rows(storage, shard)):
-            if row.slot in wanted:
-                continue
-            sample = samples.get(row.slot)
-            info = None if sample is None else _member(storage, shard, sample.info)
-            tokens = None if sample is None else _member(storage, shard, sample.tokens)
-            write_spooled(storage, row, record.feature_id, info, tokens)
+            if row.slot not in wanted:
+                write_spooled(storage, row, record.feature_id, *read_members(storage, record, row.slot))
         storage.remove(record_name(shard))
     return reopened
+
+
+def read_members(storage: Storage, record: CommitRecord, slot: int) -> tuple[bytes | None, bytes | None]:
+    """(info JSON, tokens safetensors) of a committed sample; of a quarantined input there are none.
+
+    Raises ShardError if the tar was altered: nothing must give altered bytes a new and valid record.
+    """
+    sample = next((sample for sample in record.samples if sample.slot == slot), None)
+    if sample is None:
+        return None, None
+    info, tokens = (_member(storage, record.shard, member) for member in (sample.info, sample.tokens))
+    return info, tokens
 
 
 def committed_record(storage: Storage, shard: int) -> CommitRecord:
@@ -44,4 +52,10 @@ def committed_record(storage: Storage, shard: int) -> CommitRecord:
 
 
 def _member(storage: Storage, shard: int, member: Member) -> bytes:
-    return storage.read(tar_name(shard), member.offset, member.offset + member.size_bytes)
+    data = storage.read(tar_name(shard), member.offset, member.offset + member.size_bytes)
+    if hashlib.sha256(data).hexdigest() != member.sha256:
+        raise ShardError(
+            f"{storage.uri_of(tar_name(shard))}: its bytes differ from a sha256 in its commit record; remove it, then "
+            "run the extraction again with --on-existing resume to rebuild the shard"
+        )
+    return data

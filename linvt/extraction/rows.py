@@ -1,7 +1,7 @@
 """One row an input: what videos.parquet tells of it, and what travels between the stages beside its frames."""
 
-import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ VIDEOS_SCHEMA = pa.schema(
         ("start_s", pa.float64()),
         ("num_bad_packets", pa.int32()),
         ("boundary_probabilities", pa.list_(pa.float32())),
+        ("timestamps_s", pa.list_(pa.float64())),
+        ("candidate_frames", pa.list_(pa.int64())),
         ("shots", pa.list_(pa.list_(pa.int64()))),
         ("shots_s", pa.list_(pa.list_(pa.float64()))),
         ("kept_frames", pa.list_(pa.int64())),
@@ -59,6 +61,8 @@ VIDEOS_SCHEMA = pa.schema(
         ("thumbnails", pa.binary()),
     ]
 )
+
+_REPETITIVE = ["status", "stage", "error_class", "kind", "container", "codec", "pixel_format", "device"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +100,11 @@ class VideoRow:
     num_bad_packets: int | None = None
     """Packets that the decoder refused: frames are missing."""
     boundary_probabilities: Any = field(default_factory=list)
-    """One per decoded frame, as the detector gave it: another threshold costs no second decode."""
+    """One per decoded frame, as the detector gave it; with the two below, all that a choice of frames depends on."""
+    timestamps_s: Any = field(default_factory=list)
+    """One per decoded frame. None in rows of an earlier version, as are the candidates."""
+    candidate_frames: Any = field(default_factory=list)
+    """The frame numbers among which the kept ones are chosen."""
     shots: list[list[int]] = field(default_factory=list)
     """[start, end) in frames."""
     shots_s: list[list[float]] = field(default_factory=list)
@@ -131,9 +139,30 @@ def rows_to_table(rows: Iterable[VideoRow]) -> pa.Table:
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=VIDEOS_SCHEMA)
 
 
+@contextmanager
+def rows_writer(storage: Storage, name: str) -> Iterator[pq.ParquetWriter]:
+    """A writer of a parquet file with `VIDEOS_SCHEMA`."""
+    # The times of a video's frames are nearly evenly spaced: split by bytes they take a thirtieth of the room.
+    split = {"timestamps_s.list.element": "BYTE_STREAM_SPLIT"}
+    with (
+        storage.open_atomic(name) as file,
+        pq.ParquetWriter(
+            file,
+            VIDEOS_SCHEMA,
+            compression="zstd",
+            use_dictionary=_REPETITIVE,  # pyright: ignore[reportArgumentType]
+            column_encoding=split,
+        ) as writer,
+    ):
+        yield writer
+
+
 def read_rows(storage: Storage, shard: int) -> pa.Table:
     """The rows of a shard, also those of an earlier version with fewer columns."""
-    return pq.read_table(io.BytesIO(storage.read(rows_name(shard))), schema=VIDEOS_SCHEMA)
+    # Not by read_table: its threads may still hold the buffer when the interpreter ends, and abort the process.
+    file = pq.ParquetFile(pa.BufferReader(storage.read(rows_name(shard))))
+    tables = [VIDEOS_SCHEMA.empty_table(), file.read(use_threads=False)]
+    return pa.concat_tables(tables, promote_options="default").select(VIDEOS_SCHEMA.names)
 
 
 def rows_from_table(table: pa.Table) -> list[VideoRow]:

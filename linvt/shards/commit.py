@@ -99,6 +99,7 @@ class CommittedShard:
     """What a driver remembers of a shard: records of millions of samples would not fit into its memory."""
 
     shard: int
+    feature_id: str
     num_samples: int
     quarantined_slots: tuple[int, ...]
     tar_size_bytes: int
@@ -107,6 +108,7 @@ class CommittedShard:
     def of(cls, record: CommitRecord) -> "CommittedShard":
         return cls(
             shard=record.shard,
+            feature_id=record.feature_id,
             num_samples=len(record.samples),
             quarantined_slots=tuple(tombstone.slot for tombstone in record.tombstones),
             tar_size_bytes=record.tar_size_bytes,

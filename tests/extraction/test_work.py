@@ -209,7 +209,7 @@ def test_frames_of_a_shape_that_the_image_llm_refuses_quarantine_the_input(tmp_p
 
 def test_rows_survive_their_table(tmp_path):
     row, _ = _decode(write_video(tmp_path / "a.mp4"))
-    row = replace(row, boundary_probabilities=[0.0, 0.5], grid=[8, 8])
+    row = replace(row, boundary_probabilities=[0.0, 0.5], timestamps_s=[0.0, 1 / 3], candidate_frames=[0], grid=[8, 8])
     table = rows_to_table([row, row.quarantined("decode", "X", "why")])
     assert table.schema == VIDEOS_SCHEMA
     assert rows_from_table(table.append_column("more", pa.array([1, 2])))[0] == row
