@@ -16,13 +16,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from linvt.command import Stopped
+from linvt.training.checkpoint import latest_checkpoint, step_of
 from linvt.training.config import TrainConfig
 from linvt.training.context import on_first_worker, plain_context
 from linvt.training.engine import end_process_group
+from linvt.training.guards import TrainingFailed
 from linvt.training.loop import MODEL_FOLDER, count_steps, first_and_last_loss, load_held_out_visits, load_visits
 from linvt.training.loop import train as run_loop
 from linvt.training.metrics import METRICS_FILE, last_training_line, read_metrics
-from linvt.training.run_folder import LEFT_OUT_FILE, RAY_FOLDER, SUMMARY_FILE, open_run_folder, write_json, write_text
+from linvt.training.run_folder import (
+    LEFT_OUT_FILE,
+    RAY_FOLDER,
+    STOP_FILE,
+    SUMMARY_FILE,
+    open_run_folder,
+    write_json,
+    write_text,
+)
+from linvt.training.stopping import noticing_sigterm
 from pipelines._progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -37,7 +49,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Run a training to its end and return its outcome.
 
     Raises ValueError for a configuration or data that cannot be trained on, FloatingPointError where the loss stops
-    being finite. Killed at any point, the same call with on_existing="resume" goes on from its latest checkpoint.
+    being finite, TrainingFailed for a run that goes nowhere, Stopped after a SIGTERM. Stopped or killed at any point,
+    the same call with on_existing="resume" goes on from its latest checkpoint.
     """
     run = _Run(_with_absolute_paths(config))
     if config.worker_range == (0, 0):
@@ -45,7 +58,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             config.check_workers(context.world_size, context.world_size)
             on_first_worker(context, run.prepare)
             if run.outcome() is None:
-                run_loop(run.config, context)
+                if not run_loop(run.config, context):
+                    raise run.stopped()
                 on_first_worker(context, run.conclude)
     else:
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -54,6 +68,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if run.outcome() is None:
             with ExitStack() as ray_session, _progress(run.folder, run.num_steps):
                 _run_on_ray(run.config, ray_session)
+            if run.steps_done() < run.num_steps:
+                raise run.stopped()
             run.conclude()
     outcome = run.outcome()
     assert outcome is not None
@@ -72,6 +88,7 @@ class _Run:
         if open_run_folder(self.config) is not None:
             logger.info("%s holds this run, finished", self.folder)
             return
+        (self.folder / STOP_FILE).unlink(missing_ok=True)
         visits = load_visits(self.config)
         load_held_out_visits(self.config)
         self.num_steps = count_steps(self.config, visits)
@@ -86,6 +103,17 @@ class _Run:
         seconds = time.monotonic() - self.started
         summary = _summarise(self.config, self.num_steps, self.num_left_out, seconds=seconds)
         write_json(self.folder / SUMMARY_FILE, summary)
+
+    def steps_done(self) -> int:
+        """Of the latest checkpoint."""
+        found = latest_checkpoint(self.folder)
+        return step_of(found) if found is not None else 0
+
+    def stopped(self) -> Stopped:
+        return Stopped(
+            f"asked to stop (SIGTERM): {self.folder} has a checkpoint of step {self.steps_done()}; "
+            "run the same command with --on-existing resume to go on"
+        )
 
     def outcome(self) -> dict[str, Any] | None:
         """The summary of a finished run."""
@@ -126,10 +154,13 @@ def _run_on_ray(config: TrainConfig, ray_session: ExitStack) -> None:
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        raise _first_cause(error) from error
+    stop_file = Path(config.out) / STOP_FILE
+    # After ray.init, which sets a handler of its own.
+    with noticing_sigterm(on_signal=stop_file.touch):
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            raise _first_cause(error) from error
 
 
 def _train_on_worker(loop_config: dict[str, Any]) -> None:
@@ -162,6 +193,10 @@ class RayContext:
     device: Any
     run_dir: Path
 
+    def stop_requested(self) -> bool:
+        # Workers are not told: the driver is, and leaves a file.
+        return self.rank == 0 and (self.run_dir / STOP_FILE).exists()
+
     def report(self, metrics: dict[str, float]) -> None:
         import ray.train
 
@@ -173,7 +208,7 @@ def _first_cause(error: Any) -> BaseException:
     for failure in error.worker_failures.values():
         cause = failure
         while cause is not None:
-            if isinstance(cause, ValueError | FloatingPointError):
+            if isinstance(cause, ValueError | FloatingPointError | TrainingFailed):
                 return type(cause)(str(cause))
             cause = getattr(cause, "cause", None) or cause.__cause__
     return error
