@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from linvt.command import Stopped
+from linvt.model_card import CARD_FILE, Training, model_card
+from linvt.training.best import BEST_LINK
 from linvt.training.checkpoint import latest_checkpoint, step_of
 from linvt.training.config import TrainConfig
 from linvt.training.context import on_first_worker, plain_context
@@ -25,6 +27,7 @@ from linvt.training.guards import TrainingFailed
 from linvt.training.loop import MODEL_FOLDER, count_steps, first_and_last_loss, load_held_out_visits, load_visits
 from linvt.training.loop import train as run_loop
 from linvt.training.metrics import METRICS_FILE, last_training_line, read_metrics
+from linvt.training.report import write_report
 from linvt.training.run_folder import (
     LEFT_OUT_FILE,
     RAY_FOLDER,
@@ -35,6 +38,7 @@ from linvt.training.run_folder import (
     write_text,
 )
 from linvt.training.stopping import noticing_sigterm
+from linvt.video_llm import read_model_config
 from pipelines._progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -58,18 +62,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
             config.check_workers(context.world_size, context.world_size)
             on_first_worker(context, run.prepare)
             if run.outcome() is None:
-                if not run_loop(run.config, context):
-                    raise run.stopped()
+                with run.reported(writes=context.rank == 0):
+                    if not run_loop(run.config, context):
+                        raise run.stopped()
                 on_first_worker(context, run.conclude)
     else:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise ValueError(f"--num-workers {config.num_workers} asks for Ray; under torchrun, ask for 0")
         run.prepare()
         if run.outcome() is None:
-            with ExitStack() as ray_session, _progress(run.folder, run.num_steps):
-                _run_on_ray(run.config, ray_session)
-            if run.steps_done() < run.num_steps:
-                raise run.stopped()
+            with run.reported():
+                with ExitStack() as ray_session, _progress(run.folder, run.num_steps):
+                    _run_on_ray(run.config, ray_session)
+                if run.steps_done() < run.num_steps:
+                    raise run.stopped()
             run.conclude()
     outcome = run.outcome()
     assert outcome is not None
@@ -91,15 +97,40 @@ class _Run:
         (self.folder / STOP_FILE).unlink(missing_ok=True)
         visits = load_visits(self.config)
         load_held_out_visits(self.config)
-        self.num_steps = count_steps(self.config, visits)
+        self.num_steps, self.num_visits = count_steps(self.config, visits), len(visits)
         self.num_left_out = len(visits.left_out)
         lines = [json.dumps(asdict(item)) + "\n" for item in visits.left_out]
         write_text(self.folder / LEFT_OUT_FILE, "".join(lines))
         if visits.left_out:
             logger.warning("%d annotated media are left out; %s says why", len(lines), self.folder / LEFT_OUT_FILE)
 
+    @contextmanager
+    def reported(self, *, writes: bool = True) -> Iterator[None]:
+        """Around the work: whatever its end, OUT/report.html tells of it."""
+        ended = "Finished."
+        try:
+            yield
+        except BaseException as error:
+            ended = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            if writes:
+                write_report(self.folder, ended=ended)
+
     def conclude(self) -> None:
-        """The outcome, written last: a run without it is not finished."""
+        """The cards of the models, and the outcome, written last: a run without it is not finished."""
+        metrics = read_metrics(self.folder / METRICS_FILE)
+        for folder in (self.folder / MODEL_FOLDER, self.folder / BEST_LINK):
+            if folder.is_dir():
+                step = self.num_steps if folder.name == MODEL_FOLDER else int(folder.resolve().name.split("-")[-1])
+                training = Training(
+                    config=self.config,
+                    step=step,
+                    num_visits=self.num_visits,
+                    num_left_out=self.num_left_out,
+                    metrics=[line for line in metrics if line["step"] <= step],
+                )
+                write_text(folder / CARD_FILE, model_card(read_model_config(folder), training))
         seconds = time.monotonic() - self.started
         summary = _summarise(self.config, self.num_steps, self.num_left_out, seconds=seconds)
         write_json(self.folder / SUMMARY_FILE, summary)

@@ -33,7 +33,6 @@ from linvt.training.guards import Guards, ScoreWatch
 from linvt.training.metrics import Meter, MetricsLog
 from linvt.training.model import build_model
 from linvt.training.order import SampleStream, share_of_rank
-from linvt.training.plots import plot_losses
 from linvt.training.schedule import learning_rate_at
 from linvt.training.validation import validate
 
@@ -45,7 +44,7 @@ MODEL_FOLDER = "model"
 def train(config: TrainConfig, context: TrainContext) -> bool:
     """Train to the end, from the latest checkpoint in the run's folder if there is one.
 
-    Rank 0 leaves `metrics.jsonl`, `loss.png`, the last checkpoint, `model/` and, with validation, `best`. Returns False
+    Rank 0 leaves `metrics.jsonl`, the last checkpoint, `model/` and, with validation, `best`. Returns False
     where a worker was asked to stop before the end: a checkpoint of the step that it was in is then there. Raises
     ValueError for data that the stage cannot learn from, FloatingPointError for a loss or gradient that is not finite,
     TrainingFailed for a run that goes nowhere (`linvt.training.guards`).
@@ -222,7 +221,6 @@ def train(config: TrainConfig, context: TrainContext) -> bool:
                 save_model(context.run_dir / MODEL_FOLDER)
     if log is not None:
         log.close()
-        plot_losses(context.run_dir)
     # Nobody leaves, and ends the process group, before the model is written.
     dist.barrier()
     return cursor.step == num_steps

@@ -208,6 +208,17 @@ def test_the_outcome(plain):
     assert json.loads((Path(config.out) / "summary.json").read_text()) == summary
     assert json.loads((Path(config.out) / "config.json").read_text()) == to_json(config)
     assert (Path(config.out) / "left_out.jsonl").read_text() == ""
+    assert "Finished." in (Path(config.out) / "report.html").read_text()
+    assert (Path(config.out) / "loss.png").is_file()
+    card = (Path(config.out) / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: linvt\n")
+    for told in (
+        "| steps | 40 of 4 visits |",
+        "`annotations.jsonl`",
+        "14, and 0 annotated media left out",
+        "--linvt-top-k 8",
+    ):
+        assert told in card
 
 
 def test_a_finished_run_is_not_done_again(plain):
