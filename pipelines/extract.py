@@ -190,6 +190,7 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
         samples_per_shard=config.samples_per_shard,
         encode_batch_size=config.encode_batch_size,
         encode_dtype=encode_dtype,
+        compile_encoder=config.compile_encoder,
         detector_dtype=detector_dtype,
         threads_per_worker=config.threads_per_worker,
     )

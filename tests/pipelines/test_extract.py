@@ -278,6 +278,17 @@ def test_overwriting_starts_anew_with_other_settings(extracted, tmp_path):
         assert ((exact - rounded).abs() <= exact.abs().amax(-1, keepdim=True) / 127).all()
 
 
+def test_a_compiled_encoder_gives_the_same_tokens_but_for_rounding(extracted, tmp_path):
+    config = replace(extracted[0], out=str(tmp_path / "out"), compile_encoder=True, cache_dtype="bf16")
+    extract(config)
+    plain, compiled = read_cache(extracted[0].out), read_cache(config.out)
+    assert compiled.keys == plain.keys
+    for key in plain.keys:
+        torch.testing.assert_close(compiled.get(key).tokens, plain.get(key).tokens, rtol=2**-7, atol=1e-4)
+    with pytest.raises(ValueError, match=r"compile_encoder \(there: True, asked: False\)"):
+        extract(replace(config, compile_encoder=False, on_existing="resume"))
+
+
 def test_limit_max_errors_strict_and_retrying_the_quarantined(base_config, corpus, ray_cluster, tmp_path):
     config = replace(base_config, videos=str(tmp_path / "corpus"), out=str(tmp_path / "out"), on_existing="resume")
     shutil.copytree(corpus, config.videos)
