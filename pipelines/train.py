@@ -38,6 +38,7 @@ from linvt.training.run_folder import (
     write_text,
 )
 from linvt.training.stopping import noticing_sigterm
+from linvt.training.trackers import require_trackers
 from linvt.video_llm import read_model_config
 from pipelines._progress import Progress
 
@@ -95,6 +96,7 @@ class _Run:
             logger.info("%s holds this run, finished", self.folder)
             return
         (self.folder / STOP_FILE).unlink(missing_ok=True)
+        require_trackers(self.config.trackers)
         visits = load_visits(self.config)
         load_held_out_visits(self.config)
         self.num_steps, self.num_visits = count_steps(self.config, visits), len(visits)

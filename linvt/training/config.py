@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
 SAME_ON_RESUME = (
     "stage",
     "cache",
@@ -178,6 +180,11 @@ class TrainConfig:
     """Steps between checkpoints; the last one is always written."""
     log_every: int = 10
     """Steps between lines of OUT/metrics.jsonl."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where metrics go besides OUT/metrics.jsonl: tensorboard, wandb, mlflow. The last two need `pip install
+    'linvt[wandb]'` or `'linvt[mlflow]'`, and obey their own environment variables."""
+    tracker_project: str = "linvt"
+    """W&B's project, MLflow's experiment."""
     eval_annotations: tuple[str, ...] = ()
     """Annotation files of held-out samples, in the same format, over the same cache; none: no validation."""
     eval_cache: str | None = None

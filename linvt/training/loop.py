@@ -34,6 +34,7 @@ from linvt.training.metrics import Meter, MetricsLog
 from linvt.training.model import build_model
 from linvt.training.order import SampleStream, share_of_rank
 from linvt.training.schedule import learning_rate_at
+from linvt.training.trackers import open_trackers
 from linvt.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,10 @@ def train(config: TrainConfig, context: TrainContext) -> bool:
             logger.info("resumed at step %d of %d", state.cursor.step, num_steps)
     cursor, best, guards = state.cursor, state.best, Guards(config, state.guards)
     saved_step = cursor.step
-    log = MetricsLog(context.run_dir, after_step=cursor.step) if is_first else None
+    log = None
+    if is_first:
+        trackers = open_trackers(config, context.run_dir, after_step=cursor.step)
+        log = MetricsLog(context.run_dir, after_step=cursor.step, trackers=trackers)
 
     def load_batch(step: int) -> Batch:
         numbers = stream.batch(step * config.visits_per_batch)

@@ -1,4 +1,4 @@
-"""What a run reports: JSON lines (and TensorBoard), rates, memory.
+"""What a run reports: JSON lines (and what trackers make of them), rates, memory.
 
 OUT/metrics.jsonl has one object a line: {"step": …, "loss": …, …} of training, {"step": …, "eval_loss": …} of
 validation. Loss values are those of that very step, so a resumed run writes the lines an uninterrupted one would have.
@@ -9,24 +9,23 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+
+from linvt.training.trackers import Metrics, Tracker
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 _TAIL_BYTES = 8192
-
-Metrics = dict[str, float]
 
 
 class MetricsLog:
-    """Appends to OUT/metrics.jsonl and to TensorBoard's event files. Rank 0's business."""
+    """Appends to OUT/metrics.jsonl and tells trackers. Rank 0's business."""
 
-    def __init__(self, run_dir: Path, *, after_step: int) -> None:
+    def __init__(self, run_dir: Path, *, after_step: int, trackers: Sequence[Tracker] = ()) -> None:
         """Lines of steps beyond `after_step`, which a run that is resumed there will take again, are dropped."""
         self.path = run_dir / METRICS_FILE
         kept = [line for line in read_metrics(self.path) if line["step"] <= after_step]
@@ -34,20 +33,20 @@ class MetricsLog:
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         unfinished.replace(self.path)
         self._file = self.path.open("a")
-        self._tensorboard = SummaryWriter(str(run_dir / TENSORBOARD_FOLDER), purge_step=after_step + 1)
+        self._trackers = trackers
 
     def write(self, metrics: Metrics) -> None:
         """`metrics["step"]` says when."""
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, value, int(metrics["step"]))
+        for tracker in self._trackers:
+            tracker.write(metrics)
 
     def close(self) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
-        self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

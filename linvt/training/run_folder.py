@@ -16,8 +16,17 @@ LEFT_OUT_FILE = "left_out.jsonl"
 RAY_FOLDER = "ray"
 STOP_FILE = "stop"
 """There while a run on Ray is asked to stop."""
-_FILES = (SUMMARY_FILE, STOP_FILE, LEFT_OUT_FILE, "metrics.jsonl", "loss.png", "report.html")
-_FOLDERS = ("model", "checkpoints", "tensorboard", RAY_FOLDER)
+_FILES = (
+    SUMMARY_FILE,
+    STOP_FILE,
+    LEFT_OUT_FILE,
+    "metrics.jsonl",
+    "loss.png",
+    "report.html",
+    "trackers.json",
+    "mlflow.db",
+)
+_FOLDERS = ("model", "checkpoints", "tensorboard", "wandb", RAY_FOLDER)
 
 
 def open_run_folder(config: TrainConfig) -> dict[str, Any] | None:
