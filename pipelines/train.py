@@ -230,6 +230,12 @@ class RayContext:
         # Workers are not told: the driver is, and leaves a file.
         return self.rank == 0 and (self.run_dir / STOP_FILE).exists()
 
+    def machine_leaves(self) -> bool:
+        import ray.train
+
+        # Ray knows when a node is drained, by hand or at a spot machine's end, and starts the group again elsewhere.
+        return ray.train.get_preemption_info() is not None
+
     def report(self, metrics: dict[str, float]) -> None:
         import ray.train
 

@@ -38,6 +38,10 @@ class TrainContext(Protocol):
         """Whether this worker was asked to stop; one that was is enough for all."""
         ...
 
+    def machine_leaves(self) -> bool:
+        """Whether a machine of this run is about to be taken away; all ranks call it together and hear the same."""
+        ...
+
     def report(self, metrics: dict[str, float]) -> None:
         """Tell whoever started the run; all ranks call it together."""
         ...
@@ -56,6 +60,9 @@ class PlainContext:
 
     def stop_requested(self) -> bool:
         return self.stop.received
+
+    def machine_leaves(self) -> bool:
+        return False  # Who takes it away sends SIGTERM.
 
     def report(self, metrics: dict[str, float]) -> None:
         del metrics  # They are in metrics.jsonl; nobody else is listening.

@@ -164,6 +164,7 @@ def train(config: TrainConfig, context: TrainContext) -> bool:
         is_last = done == num_steps
 
         # Look
+        must_save = False
         if step == 0 or done % config.log_every == 0 or is_last:
             metrics = {
                 "step": done,
@@ -180,6 +181,7 @@ def train(config: TrainConfig, context: TrainContext) -> bool:
                 log.write(metrics)
                 logger.info("step %d/%d %s", done, num_steps, _shown(metrics))
             context.report(metrics)
+            must_save = context.machine_leaves()
         guards.check(done, loss=total, videos_selecting=videos_selecting, videos_parted=videos_parted)
         if held_out is not None and (done % config.eval_every == 0 or is_last):
             meter.pause()
@@ -205,7 +207,7 @@ def train(config: TrainConfig, context: TrainContext) -> bool:
             meter.resume()
 
         # Save
-        if done % config.save_every == 0 or is_last or must_stop:
+        if done % config.save_every == 0 or is_last or must_stop or must_save:
             meter.pause()
             tensors = engine.gather_state()
             if is_first:
