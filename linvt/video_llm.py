@@ -23,7 +23,8 @@ from linvt.evidence import as_weights, frame_token_gains, integrated_gradients, 
 from linvt.lora import load_lora
 from linvt.losses import ContrastiveHead
 from linvt.shards import CachedVideo
-from linvt.training.batches import IGNORE_INDEX, Batch, TokenSequence, pad_ids, relative_times
+from linvt.training.batches import Batch, pad_ids, relative_times
+from linvt.training.sequences import IGNORE_INDEX, TokenSequence
 from linvt.video_tokenizer import LinVT, LinVTConfig, VideoSideCache, VideoTokens, build_video_tokenizer
 
 FORMAT = "linvt-video-llm"

@@ -22,7 +22,15 @@ from linvt.training.engine import end_process_group
 from linvt.training.loop import MODEL_FOLDER, count_steps, first_and_last_loss, load_held_out_visits, load_visits
 from linvt.training.loop import train as run_loop
 from linvt.training.metrics import METRICS_FILE, last_training_line, read_metrics
-from linvt.training.run_folder import LEFT_OUT_FILE, RAY_FOLDER, SUMMARY_FILE, open_run_folder, write_json, write_text
+from linvt.training.run_folder import (
+    LEFT_OUT_FILE,
+    MIXTURE_FILE,
+    RAY_FOLDER,
+    SUMMARY_FILE,
+    open_run_folder,
+    write_json,
+    write_text,
+)
 from pipelines._progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -54,6 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     load_held_out_visits(config)
     num_steps = count_steps(config, visits)
     write_text(run_dir / LEFT_OUT_FILE, "".join(json.dumps(asdict(item)) + "\n" for item in visits.left_out))
+    write_json(run_dir / MIXTURE_FILE, visits.mixture())
     if visits.left_out:
         logger.warning("%d annotated media are left out; %s says why", len(visits.left_out), run_dir / LEFT_OUT_FILE)
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from linvt.annotations import read_annotations
+from linvt.annotations.reading import AUTO
 from linvt.read_ahead import read_ahead
 from linvt.shards import Cache, read_cache
 from linvt.shards.layout import EXTRACTION
@@ -23,11 +23,11 @@ from linvt.training.batches import Batch, collate
 from linvt.training.checkpoint import CheckpointState, Cursor, latest_checkpoint, load_checkpoint, save_checkpoint
 from linvt.training.config import TrainConfig
 from linvt.training.context import TrainContext
-from linvt.training.data import VisitSet, plan_visits, require_one_token_count
+from linvt.training.data import Source, VisitSet, open_sources, plan_visits, require_one_token_count
 from linvt.training.engine import Engine
 from linvt.training.flops import FlopCounter
 from linvt.training.metrics import Meter, MetricsLog
-from linvt.training.model import build_model
+from linvt.training.model import build_model, sequence_rules
 from linvt.training.order import SampleStream, share_of_rank
 from linvt.training.plots import plot_losses
 from linvt.training.schedule import learning_rate_at
@@ -59,6 +59,8 @@ def train(config: TrainConfig, context: TrainContext) -> None:
         seed=config.seed,
         window_shards=config.window_shards,
         batch_size=config.visits_per_batch,
+        source_of_sample=visits.sources,
+        weights=visits.weights,
     )
 
     # Model
@@ -68,6 +70,7 @@ def train(config: TrainConfig, context: TrainContext) -> None:
             f"--cache {config.cache} holds tokens of C = {visits.cache.hidden_size}, --backbone {config.backbone} has "
             f"C = {model.backbone.hidden_size}; train with the backbone that the cache was made with"
         )
+    rules = sequence_rules(config, model)
     flop_counter = FlopCounter(model)
     engine = Engine(model, config)
     if is_first:
@@ -93,7 +96,7 @@ def train(config: TrainConfig, context: TrainContext) -> None:
         # Videos first, so that every worker gets its share of them and none has images only.
         numbers = numbers[is_image[numbers].argsort(kind="stable")]
         mine = share_of_rank(numbers, context.rank, context.world_size)
-        return collate([visits.load(int(number)) for number in mine], model.backbone)
+        return collate([visits.load(int(number)) for number in mine], model.backbone, rules)
 
     # Steps
     meter = Meter()
@@ -142,7 +145,9 @@ def train(config: TrainConfig, context: TrainContext) -> None:
         grad_norm = engine.step(loss, learning_rate, uses_all=not is_image.any())
         done = step + 1
         samples_consumed = done * config.visits_per_batch
-        cursor = Cursor(step=done, samples_consumed=samples_consumed, epoch=samples_consumed // len(visits))
+        cursor = Cursor(
+            step=done, samples_consumed=samples_consumed, epoch=samples_consumed // stream.samples_per_epoch
+        )
         meter.count(tokens=all_tokens, samples=config.visits_per_batch, flops=all_flops, waited_s=waited_s)
         is_last = done == num_steps
 
@@ -151,7 +156,7 @@ def train(config: TrainConfig, context: TrainContext) -> None:
             metrics = {
                 "step": done,
                 "samples": cursor.samples_consumed,
-                "epoch": cursor.samples_consumed / len(visits),
+                "epoch": cursor.samples_consumed / stream.samples_per_epoch,
                 "loss": total,
                 **losses,
                 "learning_rate": learning_rate,
@@ -204,26 +209,35 @@ def train(config: TrainConfig, context: TrainContext) -> None:
 
 def load_visits(config: TrainConfig) -> VisitSet:
     """The run's samples. Raises ValueError as `plan_visits` does."""
-    return _load_visits(config, config.cache, config.annotations)
+    sources = open_sources(
+        config.annotations,
+        formats=config.format,
+        weights=config.mixture_weights,
+        media_prefixes=config.media_prefix,
+    )
+    return _load_visits(config, config.cache, sources)
 
 
 def load_held_out_visits(config: TrainConfig) -> VisitSet | None:
     """The samples of validation; None where the config names none."""
     if not config.eval_annotations:
         return None
-    return _load_visits(config, config.eval_cache or config.cache, config.eval_annotations)
+    formats = config.eval_format or (config.format if len(config.format) == 1 else (AUTO,))
+    prefixes = config.eval_media_prefix or (config.media_prefix if len(config.media_prefix) == 1 else ("",))
+    sources = open_sources(config.eval_annotations, formats=formats, weights=(), media_prefixes=prefixes)
+    return _load_visits(config, config.eval_cache or config.cache, sources)
 
 
-def _load_visits(config: TrainConfig, cache_uri: str, annotations: tuple[str, ...]) -> VisitSet:
+def _load_visits(config: TrainConfig, cache_uri: str, sources: list[Source]) -> VisitSet:
     cache = read_cache(cache_uri)
     require_one_token_count(cache)
     return plan_visits(
         cache,
-        read_annotations(annotations, config.format),
+        sources,
         stage=config.stage,
         turns_per_visit=config.turns_per_visit,
-        media_prefix=config.media_prefix,
         max_left_out_share=config.max_left_out_share,
+        length_grouping=config.length_grouping,
     )
 
 
@@ -231,7 +245,7 @@ def count_steps(config: TrainConfig, visits: VisitSet) -> int:
     """Optimizer steps of the whole run."""
     if config.steps is not None:
         return config.steps
-    return math.ceil(config.epochs * len(visits) / config.visits_per_batch)
+    return math.ceil(config.epochs * visits.samples_per_epoch / config.visits_per_batch)
 
 
 def first_and_last_loss(metrics: list[dict[str, Any]]) -> tuple[float, float]:

@@ -12,8 +12,9 @@ from linvt.training.config import TrainConfig, to_json
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 LEFT_OUT_FILE = "left_out.jsonl"
+MIXTURE_FILE = "mixture.json"
 RAY_FOLDER = "ray"
-_FILES = (SUMMARY_FILE, LEFT_OUT_FILE, "metrics.jsonl", "loss.png")
+_FILES = (SUMMARY_FILE, LEFT_OUT_FILE, MIXTURE_FILE, "metrics.jsonl", "loss.png")
 _FOLDERS = ("model", "checkpoints", "tensorboard", RAY_FOLDER)
 
 
