@@ -111,6 +111,8 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _print_last_line(result: dict[str, Any]) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        return  # Of torchrun's workers the first one speaks for all.
     # Libraries that print at interpreter exit must not come after the outcome.
     sys.stderr.flush()
     print(json.dumps(result, default=float), flush=True)

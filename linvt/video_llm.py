@@ -4,6 +4,7 @@ Shape legend: V videos, T frames, N tokens a frame, B sequences, Q visual tokens
 C hidden size.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -17,10 +18,11 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from linvt.backbones import Backbone, VisionOptions, load_backbone
 from linvt.evidence import as_weights, frame_token_gains, integrated_gradients, over_frames
-from linvt.lora import load_lora
+from linvt.lora import load_lora, save_lora
 from linvt.losses import ContrastiveHead
 from linvt.shards import CachedVideo
 from linvt.training.batches import Batch, pad_ids, relative_times
@@ -272,7 +274,8 @@ class VideoLLM(nn.Module):
     # -- artifacts --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, directory: str | Path, *, extraction: dict[str, Any] | None = None) -> None:
-        """Writes `config.json`, `linvt.safetensors` and, with LoRA, `adapter/`. The image-LLM stays where it is.
+        """Writes `config.json`, `linvt.safetensors`, `generation_config.json` and, with LoRA, `adapter/`. The image-LLM
+        stays where it is.
 
         `extraction` records how the frames that this model was trained on were made. The configuration is written
         last and renamed into place: a directory without it is unfinished.
@@ -284,9 +287,8 @@ class VideoLLM(nn.Module):
         image_llm = self.backbone.model
         adapter = isinstance(image_llm, PeftModel)
         if adapter:
-            image_llm.save_pretrained(str(directory / "adapter"))
-            # PEFT's model card is a form with nothing filled in.
-            (directory / "adapter" / "README.md").unlink(missing_ok=True)
+            save_lora(self.backbone, directory / "adapter")
+        self._generation_config().save_pretrained(str(directory))
         config = {
             "format": FORMAT,
             "version": 1,
@@ -302,6 +304,14 @@ class VideoLLM(nn.Module):
             os.fsync(file.fileno())
         unfinished.rename(directory / "config.json")
 
+    def _generation_config(self) -> Any:
+        """How this project answers: the image-LLM's own end of an answer, greedily."""
+        image_llm: Any = self.backbone.model
+        config = copy.deepcopy(image_llm.generation_config)
+        config.eos_token_id, config.pad_token_id = self.backbone.stop_ids, self.backbone.pad_id
+        config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
+        return config
+
     @classmethod
     def from_pretrained(
         cls,
@@ -316,13 +326,18 @@ class VideoLLM(nn.Module):
         directory = Path(directory)
         config = read_model_config(directory)
         options = trained_vision_options(config)
-        loaded = load_backbone(backbone or config["backbone"], parts=parts, dtype=dtype, device=device, options=options)
+        name = backbone or image_llm_of(directory, config)
+        loaded = load_backbone(name, parts=parts, dtype=dtype, device=device, options=options)
         tokenizer_config = LinVTConfig.from_json(config["video_tokenizer"])
         if tokenizer_config.hidden_size != loaded.hidden_size:
             raise ValueError(
                 f"{directory} was trained for C = {tokenizer_config.hidden_size}, "
                 f"{loaded.name} has C = {loaded.hidden_size}"
             )
+        generation_config = directory / "generation_config.json"
+        if "llm" in parts and generation_config.is_file():
+            image_llm: Any = loaded.model
+            image_llm.generation_config = GenerationConfig.from_pretrained(str(directory))
         if config["adapter"]:
             load_lora(loaded, directory / "adapter")
         video_tokenizer = build_video_tokenizer(tokenizer_config)
@@ -342,6 +357,12 @@ def read_model_config(directory: Path) -> dict[str, Any]:
             f"{file}: format {config.get('format')!r} version {config.get('version')}, expected {FORMAT} 1"
         )
     return config
+
+
+def image_llm_of(directory: Path, model_config: dict[str, Any]) -> str:
+    """The image-LLM of a saved model, as `load_backbone` takes it; "./NAME" lies within `directory`."""
+    name: str = model_config["backbone"]
+    return str(directory / name) if name.startswith("./") else name
 
 
 def trained_vision_options(model_config: dict[str, Any]) -> VisionOptions:

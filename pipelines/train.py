@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from linvt.training.config import TrainConfig
-from linvt.training.context import plain_context
+from linvt.training.context import on_first_worker, plain_context
 from linvt.training.engine import end_process_group
 from linvt.training.loop import MODEL_FOLDER, count_steps, first_and_last_loss, load_held_out_visits, load_visits
 from linvt.training.loop import train as run_loop
@@ -47,37 +47,59 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises ValueError for a configuration or data that cannot be trained on, FloatingPointError where the loss stops
     being finite. Killed at any point, the same call with on_existing="resume" goes on from its latest checkpoint.
     """
-    started = time.monotonic()
-
-    # 1. What is there, and what is asked for.
-    config = _with_absolute_paths(config)
-    finished = open_run_folder(config)
-    if finished is not None:
-        logger.info("%s holds this run, finished", config.out)
-        return finished
-    run_dir = Path(config.out)
-
-    # 2. What it trains on, before any worker starts: what is wrong with the data is the user's to hear at once.
-    visits = load_visits(config)
-    load_held_out_visits(config)
-    num_steps = count_steps(config, visits)
-    write_text(run_dir / LEFT_OUT_FILE, "".join(json.dumps(asdict(item)) + "\n" for item in visits.left_out))
-    write_json(run_dir / MIXTURE_FILE, visits.mixture())
-    if visits.left_out:
-        logger.warning("%d annotated media are left out; %s says why", len(visits.left_out), run_dir / LEFT_OUT_FILE)
-
-    # 3. The work.
+    run = _Run(_with_absolute_paths(config))
     if config.worker_range == (0, 0):
-        with plain_context(run_dir) as context:
-            run_loop(config, context)
+        with plain_context(run.folder) as context:
+            config.check_workers(context.world_size, context.world_size)
+            on_first_worker(context, run.prepare)
+            if run.outcome() is None:
+                run_loop(run.config, context)
+                on_first_worker(context, run.conclude)
     else:
-        with ExitStack() as ray_session, _progress(run_dir, num_steps):
-            _run_on_ray(config, ray_session)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ValueError(f"--num-workers {config.num_workers} asks for Ray; under torchrun, ask for 0")
+        run.prepare()
+        if run.outcome() is None:
+            with ExitStack() as ray_session, _progress(run.folder, run.num_steps):
+                _run_on_ray(run.config, ray_session)
+            run.conclude()
+    outcome = run.outcome()
+    assert outcome is not None
+    return outcome
 
-    # 4. The outcome, written last: a run without it is not finished.
-    summary = _summarise(config, num_steps, len(visits.left_out), seconds=time.monotonic() - started)
-    write_json(run_dir / SUMMARY_FILE, summary)
-    return summary
+
+class _Run:
+    """What is done once for a run, before and after the workers' work."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.folder = config, Path(config.out)
+        self.started = time.monotonic()
+
+    def prepare(self) -> None:
+        """Look at what is there and at the data: what is wrong with them is the user's to hear at once."""
+        if open_run_folder(self.config) is not None:
+            logger.info("%s holds this run, finished", self.folder)
+            return
+        visits = load_visits(self.config)
+        load_held_out_visits(self.config)
+        self.num_steps = count_steps(self.config, visits)
+        self.num_left_out = len(visits.left_out)
+        lines = [json.dumps(asdict(item)) + "\n" for item in visits.left_out]
+        write_text(self.folder / LEFT_OUT_FILE, "".join(lines))
+        write_json(self.folder / MIXTURE_FILE, visits.mixture())
+        if visits.left_out:
+            logger.warning("%d annotated media are left out; %s says why", len(lines), self.folder / LEFT_OUT_FILE)
+
+    def conclude(self) -> None:
+        """The outcome, written last: a run without it is not finished."""
+        seconds = time.monotonic() - self.started
+        summary = _summarise(self.config, self.num_steps, self.num_left_out, seconds=seconds)
+        write_json(self.folder / SUMMARY_FILE, summary)
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The summary of a finished run."""
+        file = self.folder / SUMMARY_FILE
+        return json.loads(file.read_text()) if file.is_file() else None
 
 
 def _run_on_ray(config: TrainConfig, ray_session: ExitStack) -> None:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 REQUIRED: dict[str, list[str]] = {
     "demo": [],
     "evaluate": ["--data", "questions.jsonl", "--model", "model", "--cache", "cache", "--out", "out"],
+    "export": ["--model", "model", "--out", "out"],
     "extract_features": ["--videos", "videos", "--backbone", "tiny", "--out", "out"],
     "make_world": ["--out", "out"],
     "serve": ["--model", "model"],

@@ -169,7 +169,7 @@ class TrainConfig:
     # Where
     num_workers: str = "1"
     """Training workers: N; MIN:MAX for an elastic run that goes on with what the cluster has; 0: this process, without
-    Ray."""
+    Ray (or, started by torchrun, one of its workers)."""
     use_gpu: bool = False
     """Give each worker one GPU."""
     threads_per_worker: int = 1
@@ -247,10 +247,13 @@ class TrainConfig:
             raise ValueError("--precision bf16 needs --zero-stage 1, 2 or 3 (1 costs nothing on one worker)")
         if self.precision == "fp32" and self.zero_stage > 1:
             raise ValueError(f"--zero-stage {self.zero_stage} needs --precision bf16; fp32 trains under 0 and 1")
-        fewest, most = self.worker_range
+        self.check_workers(*self.worker_range)
+
+    def check_workers(self, fewest: int, most: int) -> None:
+        """Raises ValueError where a batch cannot be shared among so many workers."""
         if most > self.visits_per_batch:
             raise ValueError(
-                f"--visits-per-batch {self.visits_per_batch} is less than the {most} workers of --num-workers: "
+                f"--visits-per-batch {self.visits_per_batch} is less than the {most} workers: "
                 "every worker needs at least one sample of a batch"
             )
         uneven = [n for n in range(max(1, fewest), most + 1) if self.visits_per_batch % n]

@@ -1,7 +1,7 @@
 """Where a training loop runs: its place among the workers. One protocol, so the loop knows nothing of Ray."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,19 @@ class PlainContext:
 
     def report(self, metrics: dict[str, float]) -> None:
         del metrics  # They are in metrics.jsonl; nobody else is listening.
+
+
+def on_first_worker(context: TrainContext, work: Callable[[], None]) -> None:
+    """`work` on the first worker, while the others wait. Where it raises, all do. Collective."""
+    failed = torch.ones(1, device=context.device)
+    try:
+        if context.rank == 0:
+            work()
+            failed.zero_()
+    finally:
+        dist.broadcast(failed, src=0)
+    if failed.item():
+        raise RuntimeError("the first worker stopped, and says why")
 
 
 @contextmanager

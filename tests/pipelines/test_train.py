@@ -1,12 +1,12 @@
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -55,31 +55,46 @@ def _final_tensors(out: str) -> dict[str, torch.Tensor]:
     return load_checkpoint(path)[1]
 
 
-@pytest.fixture(scope="module")
-def killed(inputs, tmp_path_factory) -> TrainConfig:
-    """A run on two Ray workers, killed with everything it started as soon as it has a checkpoint."""
-    out = tmp_path_factory.mktemp("killed") / "out"
-    config = small_config(inputs, out, steps=NUM_STEPS, num_workers="2")
+def _kill_once_it_has_a_checkpoint(command: list[str], out: Path) -> None:
+    """Start a run, and kill it with everything it started."""
     log = out.with_name("log")
     with log.open("w") as file:
-        process = subprocess.Popen(_command(config), cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True)
+        process = psutil.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True)
         while latest_checkpoint(out) is None:
             assert process.poll() is None, log.read_text()
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        started = process.children(recursive=True)
+        for one in (process, *started):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
+        psutil.wait_procs(started)
+
+
+@pytest.fixture(scope="module")
+def killed(inputs, tmp_path_factory) -> TrainConfig:
+    """A run on two Ray workers that was killed."""
+    out = tmp_path_factory.mktemp("killed") / "out"
+    config = small_config(inputs, out, steps=NUM_STEPS, num_workers="2")
+    _kill_once_it_has_a_checkpoint(_command(config), out)
     return config
 
 
+@pytest.fixture(scope="module")
+def on_ray(killed, ray_cluster, tmp_path_factory) -> tuple[TrainConfig, dict]:
+    """The same run on two Ray workers, undisturbed."""
+    config = replace(killed, out=str(tmp_path_factory.mktemp("whole") / "out"))
+    return config, train(config)
+
+
 @pytest.mark.ray
-def test_a_killed_run_goes_on_where_it_was_bit_for_bit(killed, plain, ray_cluster, tmp_path):
+def test_a_killed_run_goes_on_where_it_was_bit_for_bit(killed, on_ray, plain, ray_cluster):
     step_of_kill = load_checkpoint(latest_checkpoint(Path(killed.out)))[0].cursor.step
     assert 0 < step_of_kill < NUM_STEPS
     assert not (Path(killed.out) / "summary.json").exists()
     resumed = train(replace(killed, on_existing="resume"))
 
-    whole_config = replace(killed, out=str(tmp_path / "whole"))
-    whole = train(whole_config)
+    whole_config, whole = on_ray
     timing = ("seconds", "model")
     assert {k: v for k, v in resumed.items() if k not in timing} == {k: v for k, v in whole.items() if k not in timing}
     assert _losses(killed.out) == _losses(whole_config.out)
@@ -91,6 +106,46 @@ def test_a_killed_run_goes_on_where_it_was_bit_for_bit(killed, plain, ray_cluste
     for (loss, norm), (plain_loss, plain_norm) in zip(_losses(whole_config.out)[:8], _losses(plain[0].out)[:8]):
         assert loss == pytest.approx(plain_loss, rel=1e-4)
         assert norm == pytest.approx(plain_norm, rel=1e-3)
+
+
+def _torchrun(config: TrainConfig) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launcher, *_command(config)[1:]]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_torchrun_trains_as_ray_does_bit_for_bit_also_killed_and_resumed(on_ray, tmp_path):
+    ray_config, summary = on_ray
+    config = replace(ray_config, out=str(tmp_path / "out"), num_workers="0")
+    _kill_once_it_has_a_checkpoint(_torchrun(config), tmp_path / "out")
+    assert not (tmp_path / "out" / "summary.json").exists()
+    command = _torchrun(replace(config, on_existing="resume"))
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.stdout.splitlines()[-1] == line
+    differing = {"seconds": None, "model": None}
+    assert json.loads(line) | differing == summary | differing
+    assert _losses(config.out) == _losses(ray_config.out)
+    ours, rays = _final_tensors(config.out), _final_tensors(ray_config.out)
+    assert ours.keys() == rays.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in rays.items())
+
+
+@pytest.mark.slow
+def test_under_torchrun_one_worker_says_what_is_wrong_and_all_stop(inputs, tmp_path):
+    config = small_config(inputs, tmp_path / "out", annotations=(str(tmp_path / "none.jsonl"),))
+    done = subprocess.run(_torchrun(config), cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert "none.jsonl" in json.loads(line)["error"]
+
+
+def test_torchrun_and_ray_at_once_are_refused(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with pytest.raises(ValueError, match="--num-workers 2 asks for Ray; under torchrun, ask for 0"):
+        train(small_config(inputs, tmp_path / "out", num_workers="2"))
 
 
 @pytest.mark.ray
