@@ -17,7 +17,14 @@ from torch import Tensor
 from linvt.annotations import Turn, conversations
 from linvt.backbones import Backbone
 from linvt.shards import CachedVideo
-from linvt.training.sequences import DEFAULT_RULES, SequenceRules, TokenSequence, num_visual_tokens, sequences_of
+from linvt.training.sequences import (
+    DEFAULT_RULES,
+    IGNORE_INDEX,
+    SequenceRules,
+    TokenSequence,
+    num_visual_tokens,
+    sequences_of,
+)
 
 # Stage 1 asks the same thing of every video: TTA must not see the caption that the LLM has to write.
 CAPTION_INSTRUCTION = "describe the video"
@@ -56,6 +63,16 @@ class Batch:
     caption_mask: Tensor
     video_ids: Tensor
     """[V] int64, equal for visits to one video."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """Labelled tokens of all sequences."""
+        return sum(label != IGNORE_INDEX for sequence in self.sequences for label in sequence.labels)
+
+    @property
+    def answers_cut(self) -> int:
+        """Answers that the limits on tokens cut or dropped."""
+        return sum(sequence.num_cut for sequence in self.sequences)
 
     def to(self, device: torch.device | str) -> "Batch":
         fields = {name: getattr(self, name) for name in self.__slots__}

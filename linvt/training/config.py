@@ -88,6 +88,9 @@ class TrainConfig:
     """Passes over the training samples, rounded up to whole steps."""
     visits_per_batch: int = 32
     """Samples of one optimizer step over all workers; a sample is one visit to a video with some of its questions."""
+    micro_batch: int | None = None
+    """Most samples of one forward pass of a worker: its share of a step is then run in parts, which takes less memory
+    and gives the same step up to rounding; the contrastive loss still compares all videos of the step."""
     turns_per_visit: int = 5
     """Most question-answer pairs of one visit (stage 2); a video with more of them is visited more often per epoch."""
     window_shards: int = 16
@@ -233,6 +236,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"--micro-batch must be at least 1, got {self.micro_batch}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.steps is None and not self.epochs > 0:
@@ -257,6 +262,11 @@ class TrainConfig:
                 "every worker needs at least one sample of a batch"
             )
         uneven = [n for n in range(max(1, fewest), most + 1) if self.visits_per_batch % n]
+        if self.micro_batch is not None and uneven:
+            raise ValueError(
+                f"--visits-per-batch {self.visits_per_batch} does not divide into {uneven[0]} workers, and "
+                "--micro-batch needs equal shares; choose a multiple"
+            )
         if self.is_contrastive and uneven:
             raise ValueError(
                 f"--visits-per-batch {self.visits_per_batch} does not divide into {uneven[0]} workers, and the "

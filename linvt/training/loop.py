@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from linvt.annotations.reading import AUTO
 from linvt.read_ahead import read_ahead
 from linvt.shards import Cache, read_cache
 from linvt.shards.layout import EXTRACTION
+from linvt.training.accumulation import forward_backward, split_share
 from linvt.training.batches import Batch, collate
 from linvt.training.checkpoint import CheckpointState, Cursor, latest_checkpoint, load_checkpoint, save_checkpoint
 from linvt.training.config import TrainConfig
@@ -91,33 +93,40 @@ def train(config: TrainConfig, context: TrainContext) -> None:
     saved_step = cursor.step
     log = MetricsLog(context.run_dir, after_step=cursor.step) if is_first else None
 
-    def load_batch(step: int) -> Batch:
+    def load_batch(step: int) -> list[Batch]:
+        """This worker's samples of a step, in parts."""
         numbers = stream.batch(step * config.visits_per_batch)
         # Videos first, so that every worker gets its share of them and none has images only.
         numbers = numbers[is_image[numbers].argsort(kind="stable")]
         mine = share_of_rank(numbers, context.rank, context.world_size)
-        return collate([visits.load(int(number)) for number in mine], model.backbone, rules)
+        return [
+            collate([visits.load(int(number)) for number in part], model.backbone, rules)
+            for part in split_share(mine, config.micro_batch)
+        ]
 
     # Steps
     meter = Meter()
     batches = read_ahead(load_batch, range(cursor.step, num_steps), depth=config.prefetch_batches)
     for step in range(cursor.step, num_steps):
         asked_at = time.perf_counter()
-        batch = next(batches).to(context.device)
+        parts = [part.to(context.device) for part in next(batches)]
         waited_s = time.perf_counter() - asked_at
 
-        # Forward. Sums over all workers: a mean over each worker's own tokens would weigh them by who they came to.
-        torch.manual_seed(_seed_of(config.seed, step, context.rank))
-        output = engine.forward(batch)
-        num_videos = len(batch.tokens)
-        contrastive = output.contrastive if output.contrastive is not None else output.answer_nll.new_zeros(())
+        # Forward and backward. What is told of them are sums over all workers.
+        output = forward_backward(
+            engine,
+            parts,
+            config,
+            seed_of_part=partial(_seed_of, config.seed, step, context.rank),
+            uses_all=not is_image.any(),
+        )
         all_nll, all_answer_tokens, all_contrastive, all_videos, all_tokens, all_flops = _sum_over_ranks(
             output.answer_nll,
             output.answer_tokens,
-            contrastive * num_videos,
-            num_videos,
-            flop_counter.sequence_tokens(batch),
-            flop_counter.flops(batch, answer_tokens=int(output.answer_tokens)),
+            output.contrastive * output.num_videos,
+            output.num_videos,
+            sum(map(flop_counter.sequence_tokens, parts)),
+            sum(flop_counter.flops(part, answer_tokens=part.answer_tokens) for part in parts),
             device=context.device,
         )
         losses = {"loss_answer": all_nll / all_answer_tokens}
@@ -130,11 +139,7 @@ def train(config: TrainConfig, context: TrainContext) -> None:
                 f"latest checkpoint is of step {saved_step}. Lower --learning-rate, or look at this step's samples"
             )
 
-        # Backward and update. DeepSpeed takes the mean of the workers' gradients, hence the world size.
-        loss = output.answer_nll * (context.world_size / all_answer_tokens)
-        if config.is_contrastive and all_videos:
-            weight = config.contrastive_weight * context.world_size * num_videos / all_videos
-            loss = loss + weight * contrastive
+        # Update
         learning_rate = learning_rate_at(
             step,
             num_steps=num_steps,
@@ -142,7 +147,7 @@ def train(config: TrainConfig, context: TrainContext) -> None:
             learning_rate=config.learning_rate,
             min_learning_rate=config.min_learning_rate,
         )
-        grad_norm = engine.step(loss, learning_rate, uses_all=not is_image.any())
+        grad_norm = engine.update(learning_rate)
         done = step + 1
         samples_consumed = done * config.visits_per_batch
         cursor = Cursor(
@@ -262,9 +267,9 @@ def _sum_over_ranks(*values: Tensor | float, device: torch.device) -> list[float
     return sums.tolist()
 
 
-def _seed_of(seed: int, step: int, rank: int) -> int:
-    """Another seed for the dropout of every step and rank; the step's own, so no random state has to be saved."""
-    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
+def _seed_of(seed: int, step: int, rank: int, part: int) -> int:
+    """Another seed for the dropout of every step, rank and part; the step's own, so no random state has to be saved."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank + (part << 40)) % 2**63
 
 
 def _extraction_of(cache: Cache) -> dict[str, Any]:

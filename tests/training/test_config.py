@@ -39,6 +39,11 @@ def test_numbers_of_workers_that_make_no_sense(text):
         ({"steps": 0}, "--steps must be at least 1"),
         ({"epochs": 0.0}, "--epochs must be more than 0"),
         ({"learning_rate": 0.0}, "--learning-rate must be more than 0"),
+        ({"micro_batch": 0}, "--micro-batch must be at least 1"),
+        (
+            {"micro_batch": 1, "num_workers": "1:4", "visits_per_batch": 8, "stage": 2},
+            "does not divide into 3 workers, and --micro-batch needs equal shares",
+        ),
         ({"mixture_weights": (1.0, 0.0)}, "--mixture-weights must be more than 0"),
         ({"max_left_out_share": 1.5}, "--max-left-out-share must be from 0 to 1"),
         ({"precision": "bf16"}, "--precision bf16 needs --zero-stage"),
