@@ -100,6 +100,13 @@ class Backbone(Protocol):
         """What the assistant's turn adds to `prompt(messages)`: the answer and its end."""
         ...
 
+    def question_ids(self, messages: Sequence[Message], question: str) -> list[int]:
+        """What a further question adds to an answered conversation: the user's turn, up to where the assistant speaks.
+
+        Raises ValueError where the model's chat template has no second turn.
+        """
+        ...
+
     def text_ids(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...

@@ -124,7 +124,22 @@ class FrozenBackbone(nn.Module, ABC):
         answered = self._render([*messages, turn], add_generation_prompt=False)
         if not answered.startswith(asked):
             raise ValueError(f"{self.name}: its chat template changes the prompt once it is answered: {answered!r}")
-        return self.text_ids(answered[len(asked) :])
+        return self._added_ids(asked, answered)
+
+    def question_ids(self, messages: Sequence[Message], question: str) -> list[int]:
+        answered = self._render(messages, add_generation_prompt=False)
+        turn: Message = {"role": "user", "content": [{"type": "text", "text": question}]}
+        asked = self._render([*messages, turn], add_generation_prompt=True)
+        if not asked.startswith(answered):
+            raise ValueError(
+                f"{self.name}: its chat template changes what was said before once more is asked, so conversations of "
+                f"several turns cannot be trained on: {asked!r}"
+            )
+        return self._added_ids(answered, asked)
+
+    def _added_ids(self, before: str, whole: str) -> list[int]:
+        """The ids of what a rendered conversation has beyond its beginning `before`."""
+        return self.text_ids(whole[len(before) :])
 
     def text_ids(self, text: str) -> list[int]:
         return self.text_tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -144,6 +144,20 @@ def test_prompts_are_the_processors_own(tiny):
     assert answer[-1] in backbone.stop_ids
 
 
+def test_a_conversation_goes_on_with_what_was_said_before(tiny):
+    backbone, again = tiny.backbone, {"role": "user", "content": "where is it ?"}
+    if tiny.name == "paligemma":
+        with pytest.raises(ValueError, match="conversations of several turns cannot be trained on"):
+            backbone.question_ids([QUESTION, ANSWER], again["content"])
+        return
+    in_parts = [
+        *backbone.prompt([QUESTION]).after,
+        *backbone.answer_ids([QUESTION], ANSWER["content"]),
+        *backbone.question_ids([QUESTION, ANSWER], again["content"]),
+    ]
+    assert in_parts == list(backbone.prompt([QUESTION, ANSWER, again]).after)
+
+
 def test_text_that_imitates_media_is_refused(tiny):
     backbone = tiny.backbone
     for mark in (backbone.processor.image_token, backbone.text_tokenizer.decode([backbone.image_token_id])):

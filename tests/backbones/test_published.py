@@ -182,6 +182,19 @@ def test_the_fingerprint_follows_the_vision_side_alone(directory, tmp_path):
         assert (vision_fingerprint(str(copy)) != before) is changes
 
 
+def test_a_conversation_goes_on_with_what_was_said_before(backbone):
+    asked = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Who?"}]}
+    answered, again = {"role": "assistant", "content": "Ann."}, {"role": "user", "content": "Where?"}
+    in_parts = [
+        *backbone.prompt([asked]).after,
+        *backbone.answer_ids([asked], "Ann."),
+        *backbone.question_ids([asked, answered], "Where?"),
+    ]
+    whole = backbone.prompt([asked, answered, again]).after
+    assert backbone.text_tokenizer.decode(in_parts) == backbone.text_tokenizer.decode(list(whole))
+    assert in_parts == list(whole)
+
+
 def _visit(seed: int, kind: str, channels: int) -> Visit:
     generator = torch.Generator().manual_seed(seed)
     frames = 1 if kind == "image" else 3
