@@ -17,7 +17,8 @@ from ray import serve
 from linvt.extraction.identity import FeatureSpec
 from linvt.serving.config import ServeConfig
 from linvt.serving.feature_spec import trained_feature_spec
-from pipelines._chat_server import chat_deployment
+from pipelines._gateway import gateway_deployment
+from pipelines._model_replica import model_deployment
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +92,25 @@ def _application(
         detector_weights=config.detector_weights and config.detector_weights.resolve(),
         allowed_media_dir=tuple(path.resolve() for path in config.allowed_media_dir),
     )
-    return chat_deployment.options(
-        num_replicas=config.num_replicas,
-        # Replicas refuse by themselves, with an OpenAI error body; Ray only guards against a flood.
-        max_ongoing_requests=4 * (config.max_queued_requests + 2),
-        max_queued_requests=16 * (config.max_queued_requests + 2),
+    fewest, most = config.replica_range
+    if fewest == most:
+        size: dict[str, Any] = {"num_replicas": fewest}
+    else:
+        scaling = {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": config.max_batch}
+        size = {"autoscaling_config": scaling | {"upscale_delay_s": config.scale_up_delay_s}}
+    model = model_deployment.options(
+        # Beside the rows of a batch, as many requests whose media are being encoded.
+        max_ongoing_requests=2 * config.max_batch,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": gpus},
-    ).bind(absolute, spec, encode_batch_size, api_key)
+        **size,
+    ).bind(absolute, spec, encode_batch_size)
+    return gateway_deployment.options(
+        # It refuses by itself, with an OpenAI error body; Ray only guards against a flood.
+        max_ongoing_requests=4 * config.max_requests,
+        max_queued_requests=16 * config.max_requests,
+        # It mostly waits.
+        ray_actor_options={"num_cpus": 0},
+    ).bind(absolute, spec, api_key, model)
 
 
 def _feature_spec(config: ServeConfig) -> tuple[FeatureSpec, int]:

@@ -17,7 +17,7 @@ from linvt.backbones.checkpoint import rule_for
 from linvt.lora import add_lora
 from linvt.shards import CachedVideo
 from linvt.training.batches import Visit, collate
-from tests.backbones.parity import greedy, left_padded, logits
+from tests.backbones.parity import batched, greedy, left_padded, logits
 from tests.backbones.published_models import GOLDEN, SPECIAL_TOKENS, save_published
 from tests.backbones.test_golden import expected_numbers
 
@@ -66,6 +66,13 @@ def test_generation_is_greedy_decoding_also_behind_padding(backbone, golden):
     assert len(set(map(tuple, expected))) == 3
     assert max(map(len, expected)) == 12
     assert backbone.generate(*left_padded(rows), max_new_tokens=12) == expected
+
+
+def test_rows_that_come_and_go_in_a_batch_say_what_they_say_alone(backbone, golden):
+    long = golden["spliced_embeds"]
+    prompts = [(long, 9), (long[:, 3:17], 4), (long[:, -9:], 12), (long[:, 2:], 7)]
+    expected = [greedy(backbone, row, steps=steps) for row, steps in prompts]
+    assert batched(backbone, [(row[0], steps) for row, steps in prompts], max_rows=3) == expected
 
 
 def test_generation_ends_at_a_stop_token(backbone, golden, monkeypatch):
