@@ -117,7 +117,7 @@ def _video_mme(data: Path) -> None:
         "options": ["A. 1.", "B. 2.", "C. 3.", "D. 4."],
         "answer": "C",
     }
-    other = {"duration": "long", "videoID": "xyz", "question_id": "002-1", "answer": "A"}
+    other = {"duration": "long", "videoID": "xyz", "question_id": "002-1", "question": "Who?", "answer": "A"}
     _parquet(data / "videomme/test-00000-of-00001.parquet", [row, row | {"question_id": "001-2"}, row | other])
 
 
@@ -135,7 +135,10 @@ def _egoschema(data: Path) -> None:
     options = {f"option {i}": f"c {i}" for i in range(5)}
     _json(
         data / "questions.json",
-        [{"q_uid": uid, "google_drive_id": "g", "question": "What is c doing?", **options} for uid in ("u1", "u2")],
+        [
+            {"q_uid": uid, "google_drive_id": "g", "question": f"What is c doing in {uid}?", **options}
+            for uid in ("u1", "u2")
+        ],
     )
     _json(data / "subset_answers.json", {"u1": 3})
 

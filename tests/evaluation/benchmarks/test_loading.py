@@ -1,4 +1,4 @@
-"""Published layouts are read as they are; right answers score in full, nonsense scores nothing. Real rows where there are."""
+"""Published layouts are read as they are, and so are real rows; right answers score in full, nonsense nothing."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ EXPECTED = {
     "video-mme-subtitles": (3, ["data/xyz.mp4"], ("A",), "Select the best answer"),
     # The right one of three equal options is the one of the published number.
     "nextqa": (2, ["1164/4010069381.mp4"], ("E",), "how many men are there\nA. two\nB. one\nC. three\nD. two\nE. two"),
-    "egoschema": (2, ["u2.mp4"], (), "What is c doing?\nA. c 0\n"),
+    "egoschema": (2, ["u2.mp4"], (), "What is c doing in u2?\nA. c 0\n"),
     "videovista": (2, ["merged/Animal/3/Animal.3.clip_0.mp4"], ("A",), "How many?\nA. 1\nB. 2"),
     "tempcompass": (3, ["7.mp4"], ("Caption A: It grows.",), "Which caption matches?\nCaption A: It grows.\nCaption B"),
     "mlvu": (8, ["7_topic_reasoning/6.mp4"], ("B",), "Question: What?\nOptions:\n(A) a\n(B) b"),
