@@ -60,8 +60,9 @@ def serve_until_stopped(config: ServeConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def running(config: ServeConfig) -> Any:
     """The endpoint, up and answering, at the URL that this gives; on exit it is taken down."""
-    api_key = _api_key(config)
-    spec, encode_batch_size = _feature_spec(config)
+    # What is wrong with the configuration is told before anything starts.
+    _api_key(config)
+    _feature_spec(config)
     with contextlib.ExitStack() as session:
         if not ray.is_initialized():
             # Workers' output would mix with the outcome on stdout; it is in Ray's own logs.
@@ -70,7 +71,7 @@ def running(config: ServeConfig) -> Any:
         _check_port(config)
         session.callback(serve.shutdown)
         serve.start(http_options={"host": config.host, "port": config.port})
-        serve.run(_application(config, spec, encode_batch_size, api_key), name=_APP_NAME, route_prefix="/")
+        serve.run(application(config), name=_APP_NAME, route_prefix="/")
         url = f"http://{_reachable(config.host)}:{config.port}"
         # A Serve that ran already keeps its own address, and would leave ours dead.
         try:
@@ -80,9 +81,10 @@ def running(config: ServeConfig) -> Any:
         yield f"{url}/v1"
 
 
-def _application(
-    config: ServeConfig, spec: FeatureSpec, encode_batch_size: int, api_key: str | None
-) -> serve.Application:
+def application(config: ServeConfig) -> serve.Application:
+    """What Ray Serve runs. Raises ValueError for a model or a key that cannot be used."""
+    api_key = _api_key(config)
+    spec, encode_batch_size = _feature_spec(config)
     gpus = config.num_gpus
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
