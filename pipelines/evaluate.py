@@ -1,13 +1,11 @@
 """Evaluation: the questions that are left, in pieces, to this process or to a pool of Ray actors; answers to disk."""
 
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from linvt.annotations import read_annotations
@@ -15,8 +13,17 @@ from linvt.evaluation.config import ENDPOINT_METHODS, METHOD_KINDS, EvaluateConf
 from linvt.evaluation.questions import Question, questions_of
 from linvt.evaluation.report import markdown_table, save_bar_chart, summarise
 from linvt.evaluation.results import Result, ResultLog, write_atomically
-from linvt.evaluation.work import EndpointAnswerer, ModelAnswerer, Piece, pieces_of
+from linvt.evaluation.work import (
+    EndpointAnswerer,
+    ModelAnswerer,
+    Piece,
+    identity_of_model,
+    pieces_of,
+    sha256_of,
+)
+from pipelines._map_by_ray import map_by_ray
 from pipelines._progress import Progress
+from pipelines.benchmark import run_benchmark
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +33,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises ValueError for bad input, also for results in `config.out` that another model, cache or prompt made.
     """
+    if config.benchmark != "qa":
+        return run_benchmark(config)
     started = time.monotonic()
 
     # 1. What is asked, and what is answered already.
@@ -64,7 +73,7 @@ def _answers(config: EvaluateConfig, pieces: Sequence[Piece], session: ExitStack
     if not pieces:
         return
     if config.endpoint is not None:
-        yield from map(EndpointAnswerer(config), pieces)
+        yield from map(session.enter_context(closing(EndpointAnswerer(config))), pieces)
     elif config.num_workers == 0:
         yield from map(ModelAnswerer(config, num_threads=config.threads_per_worker), pieces)
     else:
@@ -72,41 +81,18 @@ def _answers(config: EvaluateConfig, pieces: Sequence[Piece], session: ExitStack
 
 
 def _answers_by_ray(config: EvaluateConfig, pieces: Sequence[Piece], session: ExitStack) -> Iterator[list[Result]]:
-    import ray
-    import ray.data
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        session.callback(ray.shutdown)
-    resources = ray.cluster_resources()
-    gpus = config.gpus_per_worker
-    if gpus is None:
-        gpus = min(1.0, resources.get("GPU", 0) / config.num_workers)
-    cpus = max(1, int(resources["CPU"] // config.num_workers))
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    answered = ray.data.from_items(
-        [{"piece": _piece_to_json(piece)} for piece in pieces], override_num_blocks=len(pieces)
-    ).map(
-        RayAnswerer,  # pyright: ignore[reportArgumentType]
-        fn_constructor_args=(config, config.threads_per_worker or cpus),
-        compute=ray.data.ActorPoolStrategy(size=config.num_workers),
-        # Rounded down, so that the claims never exceed what there is.
-        num_cpus=int(100 * min(1.0, resources["CPU"] / config.num_workers)) / 100,
-        num_gpus=gpus,
-    )
-    for row in answered.iter_rows():
-        yield [Result(**result) for result in json.loads(row["results"])]
+    for results in map_by_ray(config, RayAnswerer, list(map(_piece_to_json, pieces)), session):
+        yield [Result(**result) for result in json.loads(results)]
 
 
 class RayAnswerer:
-    """A Ray Data actor: `{"piece": JSON}` in, `{"results": JSON}` out."""
+    """For `map_by_ray`: a piece in, its results out, both as JSON."""
 
     def __init__(self, config: EvaluateConfig, num_threads: int) -> None:
         self._answerer = ModelAnswerer(config, num_threads=num_threads)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        results = self._answerer(_piece_from_json(row["piece"]))
-        return {"results": json.dumps([asdict(result) for result in results])}
+    def __call__(self, piece: str) -> str:
+        return json.dumps([asdict(result) for result in self._answerer(_piece_from_json(piece))])
 
 
 def _piece_to_json(piece: Piece) -> str:
@@ -131,37 +117,15 @@ def _first(questions: list[Question], count: int | None) -> list[Question]:
 
 def _identity(config: EvaluateConfig) -> dict[str, Any]:
     """What the answers depend on. Results under another identity are never mixed in."""
-    identity: dict[str, Any] = {
+    return {
         "benchmark": config.benchmark,
-        "data_sha256": [_sha256([path]) for path in config.data],
+        "data_sha256": [sha256_of([path]) for path in config.data],
         "format": config.format,
         "media_prefix": config.media_prefix,
         "show_choices": config.show_choices,
         "answers": config.answers,
-        "max_new_tokens": config.max_new_tokens,
+        **identity_of_model(config),
     }
-    if config.endpoint is not None:
-        return identity | {"endpoint": config.endpoint, "model": config.served_model_name}
-    from linvt.shards import read_cache
-    from linvt.video_llm import read_model_config
-
-    assert config.model is not None
-    assert config.cache is not None
-    read_model_config(config.model)
-    files = [config.model / "config.json", *sorted(config.model.rglob("*.safetensors"))]
-    return identity | {
-        "model_sha256": _sha256(files),
-        "feature_id": read_cache(config.cache).feature_id,
-        "dtype": config.dtype,
-    }
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _report(

@@ -30,6 +30,7 @@ from linvt.training.metrics import METRICS_FILE, last_training_line, read_metric
 from linvt.training.report import write_report
 from linvt.training.run_folder import (
     LEFT_OUT_FILE,
+    MIXTURE_FILE,
     RAY_FOLDER,
     STOP_FILE,
     SUMMARY_FILE,
@@ -103,6 +104,7 @@ class _Run:
         self.num_left_out = len(visits.left_out)
         lines = [json.dumps(asdict(item)) + "\n" for item in visits.left_out]
         write_text(self.folder / LEFT_OUT_FILE, "".join(lines))
+        write_json(self.folder / MIXTURE_FILE, visits.mixture())
         if visits.left_out:
             logger.warning("%d annotated media are left out; %s says why", len(lines), self.folder / LEFT_OUT_FILE)
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 MethodName = Literal["linvt", "text_only", "middle_frame", "uniform_frames", "image", "base_image"]
 
@@ -11,25 +13,27 @@ MethodName = Literal["linvt", "text_only", "middle_frame", "uniform_frames", "im
 class EvaluateConfig:
     """Ask a model, or an endpoint, every question of a benchmark, and score the answers."""
 
-    data: tuple[Path, ...]
-    """Annotation files with the questions."""
     out: Path
-    """Directory for results.jsonl (one line an answer), summary.json, summary.md and chart.png."""
+    """Directory for results.jsonl (one line an answer), summary.json, summary.md and chart.png; of a published
+    benchmark, OUT/NAME for these, and OUT/tables.md for the paper's tables with a row from all that OUT holds."""
+    data: tuple[Path, ...] = ()
+    """Annotation files with the questions; of a published benchmark, the folder with its files (docs/benchmarks.md)."""
     model: Path | None = None
     """Directory of a trained model; its answers come from the frame tokens in --cache."""
     endpoint: str | None = None
     """Instead of --model: base URL of an OpenAI-compatible endpoint (http://127.0.0.1:8000/v1)."""
-    benchmark: Literal["qa"] = "qa"
-    """"qa": open or multiple-choice questions, scored by normalised exact match."""
+    benchmark: str = "qa"
+    """"qa": open or multiple-choice questions of annotation files, scored by normalised exact match. Else one of the
+    paper's benchmarks by its own rules: mvbench, video-mme, pope, … (docs/benchmarks.md has all)."""
     format: str = "linvt"
     """Format of the annotation files: linvt, a published set's (docs/datasets.md), or auto."""
     media_prefix: str = ""
     """Put before every media name of the annotations to make it the cache's video id, e.g. "videos/"."""
     cache: str | None = None
     """With --model: the extraction (its --out) that holds the media's frame tokens."""
-    media_root: Path | None = None
+    media_root: Annotated[Path | None, tyro.conf.arg(aliases=["--media"])] = None
     """With --endpoint: the directory that the annotations' media paths start from; the endpoint must be allowed to
-    read it."""
+    read it. Images that a benchmark's files hold inside are unpacked to it."""
     methods: tuple[MethodName, ...] | None = None
     """What to compare; by default all that --model or --endpoint offers. Chance is always reported."""
     max_questions: int | None = None
@@ -39,8 +43,11 @@ class EvaluateConfig:
     answers: Literal["free", "choices"] = "free"
     """"free": what the model says. "choices": where a question lists its options, the answer is one of them, the
     likeliest token by token, so that a method is not judged by whether it knows the format (needs --model)."""
-    max_new_tokens: int = 16
-    """Longest answer, in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens; by default 16, or what lmms-eval allows for the benchmark."""
+    num_frames: int | None = None
+    """With --endpoint: frames sampled per video, instead of the endpoint's default. Benchmarks with subtitles need it:
+    they show those of the sampled frames."""
     batch_size: int = 32
     """Questions generated together (with --endpoint: asked at the same time)."""
     num_workers: int = 0
@@ -55,10 +62,23 @@ class EvaluateConfig:
     """With --endpoint: the name of its model."""
     api_key_env: str | None = None
     """With --endpoint: the environment variable that holds its API key."""
+    judge_url: str | None = None
+    """Base URL of an OpenAI-compatible endpoint (https://api.openai.com/v1) that judges a benchmark's open answers.
+    Without one they are scored by exact match, and reported as that."""
+    judge_model: str | None = None
+    """Name of the judge's model there. Scores by different judges cannot be compared."""
+    judge_key_env: str | None = None
+    """The environment variable that holds the judge's API key."""
+    judge_workers: int = 8
+    """Answers judged at the same time."""
     on_existing: Literal["resume", "overwrite", "fail"] = "fail"
     """What to do with results that --out holds already; resume answers only what is missing."""
 
     def __post_init__(self) -> None:
+        if self.benchmark != "qa":
+            self._check_benchmark()
+        elif not self.data:
+            raise ValueError("--benchmark qa asks the questions of annotation files: give --data")
         if (self.model is None) == (self.endpoint is None):
             raise ValueError("give either --model or --endpoint")
         if self.model is not None and self.cache is None:
@@ -71,12 +91,40 @@ class EvaluateConfig:
             )
         if self.endpoint is not None and self.answers != "free":
             raise ValueError("--answers choices needs the model itself: give --model")
-        if self.batch_size < 1 or self.max_new_tokens < 1 or self.num_workers < 0:
-            raise ValueError("--batch-size and --max-new-tokens must be at least 1, --num-workers at least 0")
+        if min(self.batch_size, self.answer_tokens, self.judge_workers) < 1 or self.num_workers < 0:
+            raise ValueError("--batch-size, --max-new-tokens and --judge-workers must be at least 1, --num-workers 0")
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ValueError("a judge is named by both --judge-url and --judge-model")
         offered = ENDPOINT_METHODS if self.endpoint is not None else METHOD_KINDS
         unknown = [method for method in self.methods or () if method not in offered]
         if unknown:
             raise ValueError(f"methods {unknown} are not offered here; valid: {list(offered)}")
+
+    def _check_benchmark(self) -> None:
+        from linvt.evaluation.benchmarks import BENCHMARKS
+
+        if self.benchmark not in BENCHMARKS:
+            raise ValueError(f"--benchmark {self.benchmark!r} is not known; valid: qa, {', '.join(BENCHMARKS)}")
+        if len(self.data) != 1:
+            raise ValueError(f"--benchmark {self.benchmark} reads its published files: give --data FOLDER")
+        if self.methods is not None or self.answers != "free" or self.show_choices:
+            raise ValueError(
+                f"--benchmark {self.benchmark} asks its own questions in its own words, of the trained model alone: "
+                "--methods, --answers and --show-choices go with --benchmark qa"
+            )
+        if self.judge_url is not None and BENCHMARKS[self.benchmark].judge is None:
+            raise ValueError(f"--benchmark {self.benchmark} is scored by a rule; leave --judge-url out")
+
+    @property
+    def answer_tokens(self) -> int:
+        """The longest answer, in tokens."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.benchmark == "qa":
+            return 16
+        from linvt.evaluation.benchmarks import BENCHMARKS
+
+        return BENCHMARKS[self.benchmark].max_new_tokens
 
 
 METHOD_KINDS: dict[str, Literal["video", "image"]] = {

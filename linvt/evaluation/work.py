@@ -1,23 +1,23 @@
 """What is left to ask, in pieces of one batch; and the two that answer a piece: a model, an endpoint."""
 
-import os
-import time
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
-
-import httpx
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from linvt.annotations import AnyExtension, MediaFolder
 from linvt.evaluation.config import METHOD_KINDS, EvaluateConfig
+from linvt.evaluation.endpoint import Endpoint
 from linvt.evaluation.questions import Question, prompt_of
 from linvt.evaluation.results import Result
 from linvt.evaluation.scoring import is_correct
 
-# The first question about a long video waits for its decoding, and behind others' questions.
-_PATIENCE_S = 1800
+if TYPE_CHECKING:
+    from linvt.shards.reader import Cache
+    from linvt.video_llm import VideoLLM
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,33 +63,69 @@ def score(method: str, question: Question, prediction: str | None, *, show_choic
     )
 
 
+def open_model(config: EvaluateConfig, *, num_threads: int | None) -> "tuple[VideoLLM, Cache]":
+    """The trained model's LLM side, and the frame tokens that it answers from."""
+    import torch
+
+    from linvt.shards import read_cache
+    from linvt.video_llm import VideoLLM
+
+    assert config.model is not None
+    assert config.cache is not None
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    on_gpu = torch.cuda.is_available()
+    auto = torch.bfloat16 if on_gpu else torch.float32
+    llm = VideoLLM.from_pretrained(
+        config.model,
+        parts=["llm"],
+        dtype=auto if config.dtype == "auto" else getattr(torch, config.dtype),
+        device="cuda" if on_gpu else "cpu",
+    )
+    cache = read_cache(config.cache)
+    if cache.hidden_size != llm.backbone.hidden_size:
+        raise ValueError(
+            f"{config.cache} holds tokens of {cache.hidden_size} channels, {config.model} expects "
+            f"{llm.backbone.hidden_size}: they belong to different image-LLMs"
+        )
+    return llm, cache
+
+
+def identity_of_model(config: EvaluateConfig) -> dict[str, Any]:
+    """What answers depend on beside the questions: the model with its cache, or the endpoint."""
+    identity: dict[str, Any] = {"max_new_tokens": config.answer_tokens}
+    if config.endpoint is not None:
+        asked = {"endpoint": config.endpoint, "model": config.served_model_name}
+        return identity | asked | ({} if config.num_frames is None else {"num_frames": config.num_frames})
+    from linvt.shards import read_cache
+    from linvt.video_llm import read_model_config
+
+    assert config.model is not None
+    assert config.cache is not None
+    read_model_config(config.model)
+    files = [config.model / "config.json", *sorted(config.model.rglob("*.safetensors"))]
+    return identity | {
+        "model_sha256": sha256_of(files),
+        "feature_id": read_cache(config.cache).feature_id,
+        "dtype": config.dtype,
+    }
+
+
+def sha256_of(paths: Sequence[Path]) -> str:
+    """Of the files' contents, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 class ModelAnswerer:
     """Answers pieces with a trained model, from cached frame tokens."""
 
     def __init__(self, config: EvaluateConfig, *, num_threads: int | None = None) -> None:
-        import torch
-
-        from linvt.shards import read_cache
-        from linvt.video_llm import VideoLLM
-
-        assert config.model is not None
-        assert config.cache is not None
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
-        on_gpu = torch.cuda.is_available()
-        auto = torch.bfloat16 if on_gpu else torch.float32
-        self._llm = VideoLLM.from_pretrained(
-            config.model,
-            parts=["llm"],
-            dtype=auto if config.dtype == "auto" else getattr(torch, config.dtype),
-            device="cuda" if on_gpu else "cpu",
-        )
-        self._cache, self._config = read_cache(config.cache), config
-        if self._cache.hidden_size != self._llm.backbone.hidden_size:
-            raise ValueError(
-                f"{config.cache} holds tokens of {self._cache.hidden_size} channels, {config.model} expects "
-                f"{self._llm.backbone.hidden_size}: they belong to different image-LLMs"
-            )
+        self._llm, self._cache = open_model(config, num_threads=num_threads)
+        self._config = config
 
     def __call__(self, piece: Piece) -> list[Result]:
         from linvt.evaluation.methods import Prompt, answer
@@ -106,7 +142,7 @@ class ModelAnswerer:
         )
         answers: dict[str, list[str]] = {method: [] for method in piece.methods}
         if present:
-            answers = answer(self._llm, piece.methods, asked, max_new_tokens=self._config.max_new_tokens)
+            answers = answer(self._llm, piece.methods, asked, max_new_tokens=self._config.answer_tokens)
         results = []
         for method in piece.methods:
             texts = dict(zip([question.question_id for question in present], answers[method], strict=True))
@@ -123,14 +159,14 @@ class EndpointAnswerer:
     def __init__(self, config: EvaluateConfig) -> None:
         assert config.endpoint is not None
         assert config.media_root is not None
-        headers = {}
-        if config.api_key_env is not None:
-            if not os.environ.get(config.api_key_env):
-                raise ValueError(f"--api-key-env {config.api_key_env}: this environment variable is not set")
-            headers["Authorization"] = f"Bearer {os.environ[config.api_key_env]}"
-        self._client = httpx.Client(base_url=config.endpoint.rstrip("/"), headers=headers, timeout=_PATIENCE_S)
+        self._endpoint = Endpoint(
+            config.endpoint, config.served_model_name, key_env=config.api_key_env, num_frames=config.num_frames
+        )
         self._config, self._root = config, config.media_root.resolve()
         self._media = MediaFolder(self._root)
+
+    def close(self) -> None:
+        self._endpoint.close()
 
     def __call__(self, piece: Piece) -> list[Result]:
         with ThreadPoolExecutor(max_workers=self._config.batch_size) as pool:
@@ -142,31 +178,7 @@ class EndpointAnswerer:
         ]
 
     def _ask(self, question: Question) -> str | None:
-        part = f"{question.kind}_url"
         name = self._media.find(question.media_id) or question.media_id
-        media = {"type": part, part: {"url": (self._root / name).as_uri()}}
         text = prompt_of(question, show_choices=self._config.show_choices)
-        body = {
-            "model": self._config.served_model_name,
-            "messages": [{"role": "user", "content": [media, {"type": "text", "text": text}]}],
-            "max_tokens": self._config.max_new_tokens,
-            "temperature": 0,
-            "linvt": {"evidence": False},
-        }
-        response = self._post_until_admitted(body)
-        if response.status_code == 422:  # this medium cannot be decoded: it is missing for every method
-            return None
-        if response.status_code != 200:
-            raise ValueError(f"{self._config.endpoint} answered {response.status_code}: {response.text[:500]}")
-        return response.json()["choices"][0]["message"]["content"]
-
-    def _post_until_admitted(self, body: dict[str, Any]) -> httpx.Response:
-        give_up_at = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                response = self._client.post("/chat/completions", json=body)
-            except httpx.TransportError as error:
-                raise RuntimeError(f"{self._config.endpoint} cannot be reached: {error}") from error
-            if response.status_code != 503 or time.monotonic() > give_up_at:
-                return response
-            time.sleep(float(response.headers.get("Retry-After", 1)))
+        max_tokens = self._config.answer_tokens
+        return self._endpoint.ask([(question.kind, self._root / name)], text, max_tokens=max_tokens)

@@ -56,23 +56,40 @@ class Engine:
     def model(self) -> Any:
         return self.engine.module
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.engine(*inputs)
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.engine(*inputs, **options)
 
     def step(self, loss: Tensor, learning_rate: float, *, uses_all: bool = True) -> float:
-        """Backward, clip, update. Returns the gradient's norm before clipping.
+        """`backward` and `update` of a step of one part."""
+        self.backward(loss, uses_all=uses_all)
+        return self.update(learning_rate)
+
+    def backward(self, loss: Tensor, *, is_last: bool = True, uses_all: bool = True) -> None:
+        """Add the gradient of `loss` to the step's; the last part's call averages it over the ranks.
 
         Say `uses_all=False` where the loss of some rank may not depend on every trainable parameter.
-
-        The update uses the mean of the ranks' gradients. Raises FloatingPointError for a gradient that is not finite:
-        before the update without ZeRO, after it with ZeRO, which measures the norm inside its update.
         """
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
         if not uses_all and self.zero_stage in (1, 2):
             # These reduce the gradients that exist, and ranks that disagree about which do would wait for each other.
             loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.trainable.values()]).sum()
+        self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss)
+        if is_last:
+            return
+        self.engine.step()  # Takes note of the part, no more.
+        if hasattr(self.engine.optimizer, "clear_lp_grads"):
+            # ZeRO 1 in bf16 has added them to fp32 ones. It would clear them by a hook on the model's output, if that
+            # were a tensor; left there, they would be added again with the next part's.
+            self.engine.optimizer.clear_lp_grads()
+
+    def update(self, learning_rate: float) -> float:
+        """Clip the gradient of the parts since the last update, and take the step. Returns its norm before clipping.
+
+        Raises FloatingPointError for a gradient that is not finite: before the update without ZeRO, after it with ZeRO,
+        which measures the norm inside its update.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
         if self.zero_stage == 0:
             norm = float(nn.utils.clip_grad_norm_(self.trainable.values(), self.clip_grad_norm or math.inf))
             _check_finite(norm)

@@ -13,6 +13,7 @@ from linvt.training.config import TrainConfig, to_json
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 LEFT_OUT_FILE = "left_out.jsonl"
+MIXTURE_FILE = "mixture.json"
 RAY_FOLDER = "ray"
 STOP_FILE = "stop"
 """There while a run on Ray is asked to stop."""
@@ -20,6 +21,7 @@ _FILES = (
     SUMMARY_FILE,
     STOP_FILE,
     LEFT_OUT_FILE,
+    MIXTURE_FILE,
     "metrics.jsonl",
     "loss.png",
     "report.html",

@@ -463,7 +463,7 @@ def test_impossible_settings_are_refused(base_config, changes, message):
 )
 def test_workers_never_claim_more_than_there_is(base_config, asked, resources, placed):
     config = replace(base_config, **{"num_decode_workers": None, "num_encode_workers": None} | asked)
-    placement = _place_workers(config, resources)
+    placement = _place_workers(config, resources, num_tasks=1000)
     assert (
         placement.num_decoders,
         placement.num_encoders,
@@ -475,7 +475,7 @@ def test_workers_never_claim_more_than_there_is(base_config, asked, resources, p
 def test_encoders_that_do_not_fit_are_refused(base_config):
     config = replace(base_config, gpus_per_encode_worker=0.5, num_encode_workers=5)
     with pytest.raises(ValueError, match=r"5 encoders with 0\.5 of a GPU each do not fit on this cluster's 2 GPUs"):
-        _place_workers(config, {"CPU": 16, "GPU": 2})
+        _place_workers(config, {"CPU": 16, "GPU": 2}, num_tasks=1000)
 
 
 def test_an_unknown_detector_is_refused_before_anything_is_written(base_config, ray_cluster, tmp_path):

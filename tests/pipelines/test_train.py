@@ -219,6 +219,8 @@ def test_the_outcome(plain):
         "--linvt-top-k 8",
     ):
         assert told in card
+    (source,) = json.loads((Path(config.out) / "mixture.json").read_text())
+    assert (source["annotations"], source["samples"], source["samples_per_epoch"]) == (config.annotations[0], 14, 14)
 
 
 def test_a_finished_run_is_not_done_again(plain):
@@ -258,7 +260,8 @@ def test_missing_videos_fail_before_any_worker_starts(inputs, tmp_path):
     summary = train(replace(lenient, on_existing="overwrite"))
     assert summary["left_out"] == 1
     (line,) = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"media_id": "videos/077.mp4", "reason": "not in the cache"}
+    expected = {"media_id": "videos/077.mp4", "reason": "not in the cache", "file": str(annotations)}
+    assert json.loads(line) == expected
 
 
 def test_a_broken_annotation_is_named(inputs, tmp_path):
