@@ -101,7 +101,9 @@ class ScoreWatch:
         return seen
 
     @torch.no_grad()
-    def _look(self, _: nn.Module, inputs: tuple[Any, ...], scores_VTN: Tensor) -> None:
+    def _look(self, refiner: nn.Module, inputs: tuple[Any, ...], scores_VTN: Tensor) -> None:
+        if not refiner.training:
+            return
         frame_mask_VT = inputs[1] if len(inputs) > 1 else None
         scores_VTN = scores_VTN.detach().float()
         for i, scores_TN in enumerate(scores_VTN):

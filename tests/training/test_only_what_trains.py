@@ -69,9 +69,12 @@ def test_the_frozen_llm_s_backward_computes_no_weight_gradient(gradient_checkpoi
     forward = _matrix_flops(model, backward=False)
     assert forward > 0
     frozen = _matrix_flops(model, backward=True)
-    # Once forward, and once for the gradient of the activations; recomputed, nearly once more (what a layer ends with
-    # is not needed again).
-    assert 2 * forward < frozen < 3 * forward if gradient_checkpointing else frozen == 2 * forward
+    # Once forward and once for the gradient of the activations. Recomputed, up to once more: without what a layer ends
+    # with, unless something in the process has told torch to go on to the end.
+    if gradient_checkpointing:
+        assert 2 * forward < frozen <= 3 * forward
+    else:
+        assert frozen == 2 * forward
     # It would have shown: gradients of the weights cost as much again.
     model.backbone.requires_grad_(True)
     assert _matrix_flops(model, backward=True) == frozen + forward
