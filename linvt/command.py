@@ -18,6 +18,10 @@ from linvt.storage_error import StorageError
 ConfigT = TypeVar("ConfigT")
 
 
+class Stopped(Exception):
+    """The job was asked to stop (SIGTERM) and did so in a state to go on from. Exit code 143, the signal's own."""
+
+
 def run(
     config_class: type[ConfigT],
     main: Callable[[ConfigT], dict[str, Any]],
@@ -49,6 +53,8 @@ def run(
         _fail(error)
     except KeyboardInterrupt:
         _fail(RuntimeError("interrupted; run the same command with --on-existing resume to go on"), code=130)
+    except Stopped as stop:
+        _fail(stop, code=143)
     except Exception as error:
         traceback.print_exc()
         _fail(error)

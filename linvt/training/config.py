@@ -47,6 +47,7 @@ SAME_ON_RESUME = (
     "lora_dropout",
     "seed",
     "precision",
+    "ema_decay",
 )
 """The fields that a resumed run must share with the run it continues; the others may change in between."""
 
@@ -166,6 +167,9 @@ class TrainConfig:
     """Decides the initial weights, the order of samples and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps fp32 master weights in the optimizer and needs --zero-stage 1, 2 or 3."""
+    ema_decay: float = 0.0
+    """Above 0, an average of the trained weights is kept (each step: decay · average + (1 - decay) · weights, the decay
+    growing to this), and it is what is validated and saved as a model; e.g. 0.999. 0: none."""
     gradient_checkpointing: bool = False
     """Recompute the frozen LLM's activations in the backward pass: less memory, about a third more time."""
 
@@ -204,8 +208,20 @@ class TrainConfig:
     """Most held-out visits of a validation."""
     eval_answers: int = 64
     """Most held-out questions answered by generation in a validation (stage 2)."""
+    best_by: Literal["eval_loss", "eval_accuracy"] = "eval_loss"
+    """By which metric of the validation OUT/best is chosen."""
     peak_flops_per_s: float | None = None
     """A worker's peak FLOP/s at this precision (e.g. 989e12: H100, bf16 dense); given it, MFU is reported."""
+
+    # When to give up
+    divergence_steps: int = 100
+    """Stop where the mean loss of so many steps is more than --divergence-factor times its lowest, and 1 above it; 0:
+    never."""
+    divergence_factor: float = 2.0
+    """See --divergence-steps."""
+    collapse_steps: int = 200
+    """Stop where, after the warm-up, LinVT scores all tokens alike for so many steps in which it had to choose among
+    them; 0: never."""
 
     def __post_init__(self) -> None:
         if not self.annotations:
@@ -232,6 +248,8 @@ class TrainConfig:
             "max_failures",
             "min_learning_rate",
             "eval_answers",
+            "divergence_steps",
+            "collapse_steps",
             "seed",
         ):
             if getattr(self, name) < 0:
@@ -252,6 +270,14 @@ class TrainConfig:
             raise ValueError("--precision bf16 needs --zero-stage 1, 2 or 3 (1 costs nothing on one worker)")
         if self.precision == "fp32" and self.zero_stage > 1:
             raise ValueError(f"--zero-stage {self.zero_stage} needs --precision bf16; fp32 trains under 0 and 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema-decay must be from 0 to less than 1, got {self.ema_decay}")
+        if not self.divergence_factor > 1:
+            raise ValueError(f"--divergence-factor must be more than 1, got {self.divergence_factor}")
+        if self.best_by == "eval_accuracy" and not self.answers_in_validation:
+            raise ValueError(
+                "--best-by eval_accuracy needs answers in validation: stage 2, --eval-answers, --zero-stage 0 to 2"
+            )
         self.check_workers(*self.worker_range)
 
     def check_workers(self, fewest: int, most: int) -> None:
@@ -272,6 +298,11 @@ class TrainConfig:
                 f"--visits-per-batch {self.visits_per_batch} does not divide into {uneven[0]} workers, and the "
                 "contrastive loss needs equal shares; choose a multiple, or --contrastive-weight 0"
             )
+
+    @property
+    def answers_in_validation(self) -> int:
+        """Held-out questions that a validation answers by generation."""
+        return self.eval_answers if self.stage == 2 and self.zero_stage < 3 else 0
 
     @property
     def is_contrastive(self) -> bool:

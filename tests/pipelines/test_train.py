@@ -142,6 +142,46 @@ def test_under_torchrun_one_worker_says_what_is_wrong_and_all_stop(inputs, tmp_p
     assert "none.jsonl" in json.loads(line)["error"]
 
 
+def _stop_once_it_has_a_checkpoint(command: list[str], out: Path) -> tuple[int, str]:
+    """Start a run and send it SIGTERM; its exit code and its last line of stdout."""
+    log, errors = out.with_name("log"), out.with_name("errors")
+    with log.open("w") as file, errors.open("w") as error_file:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=error_file)
+        while latest_checkpoint(out) is None:
+            assert process.poll() is None, errors.read_text()
+            time.sleep(0.02)
+        process.terminate()
+        code = process.wait(timeout=120)
+    return code, log.read_text().splitlines()[-1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_on_ray_leaves_a_checkpoint_to_go_on_from(inputs, plain, tmp_path):
+    config = replace(plain[0], out=str(tmp_path / "out"), num_workers="1", save_every=2)
+    code, line = _stop_once_it_has_a_checkpoint(_command(config), tmp_path / "out")
+    assert code == 143, (tmp_path / "errors").read_text()
+    step = load_checkpoint(latest_checkpoint(tmp_path / "out"))[0].cursor.step
+    assert 2 <= step < NUM_STEPS
+    outcome = json.loads(line)
+    assert outcome["error_class"] == "Stopped"
+    assert f"has a checkpoint of step {step}; run the same command with --on-existing resume" in outcome["error"]
+    # Without Ray it goes on to the same end.
+    train(replace(config, num_workers="0", on_existing="resume"))
+    assert _losses(config.out) == _losses(plain[0].out)
+    resumed, whole = _final_tensors(config.out), _final_tensors(plain[0].out)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_sigterm_under_torchrun_leaves_a_checkpoint(inputs, tmp_path):
+    config = small_config(inputs, tmp_path / "out", steps=100_000, save_every=5, log_every=100_000)
+    code, line = _stop_once_it_has_a_checkpoint(_torchrun(config), tmp_path / "out")
+    assert code != 0
+    step = load_checkpoint(latest_checkpoint(tmp_path / "out"))[0].cursor.step
+    assert f"has a checkpoint of step {step}; run" in json.loads(line)["error"]
+
+
 def test_torchrun_and_ray_at_once_are_refused(inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     with pytest.raises(ValueError, match="--num-workers 2 asks for Ray; under torchrun, ask for 0"):
@@ -170,6 +210,17 @@ def test_the_outcome(plain):
     assert (Path(config.out) / "left_out.jsonl").read_text() == ""
     (source,) = json.loads((Path(config.out) / "mixture.json").read_text())
     assert (source["annotations"], source["samples"], source["samples_per_epoch"]) == (config.annotations[0], 14, 14)
+    assert "Finished." in (Path(config.out) / "report.html").read_text()
+    assert (Path(config.out) / "loss.png").is_file()
+    card = (Path(config.out) / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: linvt\n")
+    for told in (
+        "| steps | 40 of 4 visits |",
+        "`annotations.jsonl`",
+        "14, and 0 annotated media left out",
+        "--linvt-top-k 8",
+    ):
+        assert told in card
 
 
 def test_a_finished_run_is_not_done_again(plain):
