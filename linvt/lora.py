@@ -1,6 +1,7 @@
 """LoRA on the LLM's linear layers, through PEFT (stage 2)."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,40 @@ from peft.tuners.lora import LoraLayer
 from linvt.backbones import Backbone
 
 
-def add_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float) -> None:
-    """Wraps `backbone.model` so that only its adapters train. Raises ValueError if it is wrapped already."""
+def add_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] = ()) -> None:
+    """Wraps `backbone.model` so that only its adapters train. Raises ValueError if it is wrapped already.
+
+    `targets` as for `chosen_targets`.
+    """
     if isinstance(backbone.model, PeftModel):
         raise ValueError(f"{backbone.name} already carries a LoRA adapter")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # PEFT says int, and divides it by the rank
         lora_dropout=dropout,
-        target_modules=backbone.lora_targets(),
+        target_modules=chosen_targets(backbone, targets),
         bias="none",
         # Else PEFT records the directory the LLM was loaded from, which means nothing on another machine.
         base_model_name_or_path=backbone.name,
     )
     backbone.model = PeftModel(backbone.model, config)
+
+
+def chosen_targets(backbone: Backbone, targets: Sequence[str]) -> list[str]:
+    """Full names of the LLM's linear layers whose names end in one of `targets`; of all of them if it is empty.
+
+    Raises ValueError for a target that no linear layer of the LLM has.
+    """
+    names = backbone.lora_targets()
+    if not targets:
+        return names
+    chosen = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets}
+    unknown = [target for target, found in chosen.items() if not found]
+    if unknown:
+        layers = sorted({name.rpartition(".")[2] for name in names})
+        raise ValueError(f"{backbone.name} has no linear layers {unknown} in its LLM; it has {layers}")
+    wanted = {name for found in chosen.values() for name in found}
+    return [name for name in names if name in wanted]
 
 
 def save_lora(backbone: Backbone, directory: Path) -> None:
@@ -55,5 +76,6 @@ def load_lora(backbone: Backbone, directory: Path, *, trainable: bool = False) -
         raise ValueError(f"{backbone.name} already carries a LoRA adapter")
     config: Any = LoraConfig.from_pretrained(str(directory))
     # Adapters that PEFT itself saved have endings of names, see save_lora.
-    config.target_modules = set(backbone.lora_targets())
+    saved = config.target_modules
+    config.target_modules = set(chosen_targets(backbone, sorted(saved) if isinstance(saved, set | list) else ()))
     backbone.model = PeftModel.from_pretrained(backbone.model, str(directory), is_trainable=trainable, config=config)

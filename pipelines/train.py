@@ -98,6 +98,11 @@ class _Run:
             return
         (self.folder / STOP_FILE).unlink(missing_ok=True)
         require_trackers(self.config.trackers)
+        if self.config.tunes_an_unaligned_linvt:
+            logger.warning(
+                "stage 2 without --init-from: LinVT starts untrained, and LoRA adapts the LLM to video tokens that no "
+                "stage 1 has aligned; --init-from takes the model folder of a stage 1 run"
+            )
         visits = load_visits(self.config)
         load_held_out_visits(self.config)
         self.num_steps, self.num_visits = count_steps(self.config, visits), len(visits)

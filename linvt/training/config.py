@@ -15,6 +15,9 @@ SAME_ON_RESUME = (
     "mixture_weights",
     "conversation_instruction",
     "length_grouping",
+    "max_answer_tokens",
+    "max_sequence_tokens",
+    "lora_targets",
     "backbone",
     "init_from",
     "linvt_kind",
@@ -104,6 +107,12 @@ class TrainConfig:
     conversation_instruction: Literal["first", "each"] = "first"
     """Of a conversation of several turns: first makes one sequence of it, its video tokens made under the first
     question; each asks every question in a sequence of its own, behind those before it, under its own video tokens."""
+    max_answer_tokens: int | None = None
+    """Longest answer (or caption), the end of its turn counted; longer ones lose their end, and what follows them in a
+    conversation. If not given, answers are as long as they are."""
+    max_sequence_tokens: int | None = None
+    """Longest sequence of the LLM, visual tokens counted; longer ones are cut in the same way. A question that leaves
+    no room for an answer is an error before the first step. If not given, sequences are as long as they are."""
     max_left_out_share: float = 0.0
     """Share of annotated media that may be left out: not in the cache, or without what the stage learns from (captions,
     or questions). OUT/left_out.jsonl lists them; a larger share is an error. Images in stage 1 don't count."""
@@ -165,6 +174,9 @@ class TrainConfig:
     """LoRA's scale: the update is multiplied by alpha / rank."""
     lora_dropout: float = 0.0
     """Dropout on the input of the LoRA adapters."""
+    lora_targets: tuple[str, ...] = ()
+    """Ends of the names of the LLM's linear layers that get adapters, e.g. q_proj v_proj, or self_attn.o_proj; if not
+    given, all of them."""
     seed: int = 0
     """Decides the initial weights, the order of samples and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -261,8 +273,12 @@ class TrainConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"--micro-batch must be at least 1, got {self.micro_batch}")
+        for name in ("micro_batch", "max_answer_tokens", "max_sequence_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{_flag(name)} must be at least 1, got {value}")
+        if self.lora_targets and self.stage == 1:
+            raise ValueError("--lora-targets are stage 2's: stage 1 trains no adapters")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.steps is None and not self.epochs > 0:
@@ -310,6 +326,16 @@ class TrainConfig:
     def answers_in_validation(self) -> int:
         """Held-out questions that a validation answers by generation."""
         return self.eval_answers if self.stage == 2 and self.zero_stage < 3 else 0
+
+    @property
+    def limits_tokens(self) -> bool:
+        """Whether answers may be cut."""
+        return self.max_answer_tokens is not None or self.max_sequence_tokens is not None
+
+    @property
+    def tunes_an_unaligned_linvt(self) -> bool:
+        """Stage 2 without stage 1 before it."""
+        return self.stage == 2 and self.init_from is None and self.linvt_kind != "avg"
 
     @property
     def is_contrastive(self) -> bool:

@@ -13,9 +13,11 @@ import numpy as np
 
 from linvt.annotations import Annotation, AnyExtension, Turn, conversations, read_annotations
 from linvt.annotations.reading import with_formats
+from linvt.backbones import Backbone
 from linvt.shards import Cache
 from linvt.training.batches import CAPTION_INSTRUCTION, Visit
 from linvt.training.order import visits_per_epoch
+from linvt.training.sequences import SequenceRules, num_visual_tokens, questions_without_room
 
 LengthGrouping = Literal["frames", "frames-text", "none"]
 # A visit's text counts below its frames: at most so many characters of it.
@@ -89,7 +91,7 @@ class VisitSet:
     def is_image(self) -> np.ndarray:
         """bool [S]: images go past LinVT."""
         kinds = self.cache.index["kind"].to_pylist()
-        return np.array([kinds[row] == "image" for row in self._rows])
+        return np.array([kinds[row] == "image" for row in self.rows])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -131,7 +133,7 @@ class VisitSet:
         visit = self.visits[number]
         return {
             "sample": number,
-            "video_id": self.cache.index["video_id"][int(self._rows[number])].as_py(),
+            "video_id": self.cache.index["video_id"][int(self.rows[number])].as_py(),
             "annotations": self.source_names[visit.source],
             "questions": [turn.question for turn in visit.turns],
         }
@@ -156,12 +158,13 @@ class VisitSet:
         ]
 
     @cached_property
-    def _rows(self) -> np.ndarray:
+    def rows(self) -> np.ndarray:
+        """int64 [S]: each visit's row in the cache's index."""
         row_of_key = {key: row for row, key in enumerate(self.cache.keys)}
         return np.array([row_of_key[visit.key] for visit in self.visits])
 
     def _column(self, name: str) -> np.ndarray:
-        return self.cache.index[name].to_numpy().astype(np.int64)[self._rows]
+        return self.cache.index[name].to_numpy().astype(np.int64)[self.rows]
 
 
 def open_sources(
@@ -315,6 +318,30 @@ def _left_out_message(left_out: list[LeftOut], num_media: int, max_share: float,
         f"{max_share}, in {source.name}: {examples}. The cache's ids look like {next(iter(cache.video_ids))!r}; "
         f"--media-prefix (now {source.media_prefix!r}) is put before the annotations' names"
     )
+
+
+def require_room(visits: VisitSet, backbone: Backbone, rules: SequenceRules) -> None:
+    """Raises ValueError, naming them, for questions that leave no room for an answer within `rules`."""
+    if rules.max_sequence_tokens is None:
+        return
+    columns = (visits.cache.index[name].to_pylist() for name in ("kind", "num_frames", "tokens_per_frame"))
+    media = list(zip(*columns))
+    numbers: list[int] = []
+    questions: list[tuple[str, str, int]] = []
+    for number, (visit, row) in enumerate(zip(visits.visits, visits.rows.tolist())):
+        kind, num_frames, tokens_per_frame = media[row]
+        num_visual = num_visual_tokens(rules, kind=kind, num_frames=num_frames, tokens_per_frame=tokens_per_frame)
+        for conversation in conversations(visit.turns):
+            numbers.append(number)
+            questions.append((conversation[0].question, kind, num_visual))
+    without = list(questions_without_room(backbone, questions, rules))
+    if without:
+        shown = [visits.describe(numbers[place]) for place in without[:3]]
+        examples = "; ".join(f"{one['video_id']} in {one['annotations']}" for one in shown)
+        raise ValueError(
+            f"{len(without)} questions leave no room for an answer within --max-sequence-tokens "
+            f"{rules.max_sequence_tokens} ({examples}); allow more, or leave these rows out of the annotation files"
+        )
 
 
 def require_one_token_count(cache: Cache) -> None:

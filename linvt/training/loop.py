@@ -28,7 +28,14 @@ from linvt.training.best import Best, is_better, save_best
 from linvt.training.checkpoint import CheckpointState, Cursor, latest_checkpoint, load_checkpoint, save_checkpoint
 from linvt.training.config import TrainConfig
 from linvt.training.context import TrainContext
-from linvt.training.data import Source, VisitSet, open_sources, plan_visits, require_one_token_count
+from linvt.training.data import (
+    Source,
+    VisitSet,
+    open_sources,
+    plan_visits,
+    require_one_token_count,
+    require_room,
+)
 from linvt.training.engine import Engine
 from linvt.training.flops import FlopCounter
 from linvt.training.guards import Guards, ScoreWatch
@@ -79,6 +86,7 @@ def train(config: TrainConfig, context: TrainContext) -> bool:
             f"C = {model.backbone.hidden_size}; train with the backbone that the cache was made with"
         )
     rules = sequence_rules(config, model)
+    require_room(visits, model.backbone, rules)
     flop_counter = FlopCounter(model)
     score_watch = ScoreWatch(model.video_tokenizer)
     engine = Engine(model, config)
@@ -140,11 +148,12 @@ def train(config: TrainConfig, context: TrainContext) -> bool:
             output.num_videos,
             sum(map(flop_counter.sequence_tokens, parts)),
             sum(flop_counter.flops(part, answer_tokens=part.answer_tokens) for part in parts),
+            sum(part.answers_cut for part in parts),
             *score_watch.take(),
             context.stop_requested(),
             device=context.device,
         )
-        videos_selecting, videos_parted, score_spread, must_stop = all_else
+        num_cut, videos_selecting, videos_parted, score_spread, must_stop = all_else
         losses = {"loss_answer": all_nll / all_answer_tokens}
         if config.is_contrastive:
             losses["loss_contrastive"] = all_contrastive / max(all_videos, 1.0)
@@ -184,6 +193,7 @@ def train(config: TrainConfig, context: TrainContext) -> bool:
                 **losses,
                 "learning_rate": learning_rate,
                 "grad_norm": grad_norm,
+                **({"answers_cut": num_cut} if config.limits_tokens else {}),
                 **({"score_spread": score_spread / videos_selecting} if videos_selecting else {}),
                 **meter.rates(world_size=context.world_size, peak_flops_per_s=config.peak_flops_per_s),
             }

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from linvt.backbones import load_backbone
-from linvt.lora import add_lora
+from linvt.lora import adapted_modules, add_lora, chosen_targets
 from linvt.losses import ContrastiveHead
 from linvt.training.config import TrainConfig
 from linvt.training.sequences import SequenceRules
@@ -52,6 +52,8 @@ def sequence_rules(config: TrainConfig, model: VideoLLM) -> SequenceRules:
     tokenizer_config = model.video_tokenizer.config
     return SequenceRules(
         instruction=config.conversation_instruction,
+        max_answer_tokens=config.max_answer_tokens,
+        max_sequence_tokens=config.max_sequence_tokens,
         num_video_tokens=None if tokenizer_config.kind == "avg" else tokenizer_config.num_video_tokens,
     )
 
@@ -59,8 +61,21 @@ def sequence_rules(config: TrainConfig, model: VideoLLM) -> SequenceRules:
 def _prepare_lora(config: TrainConfig, model: VideoLLM) -> None:
     adapters = _lora_parameters(model)
     if not adapters:
-        add_lora(model.backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
+        add_lora(
+            model.backbone,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            targets=config.lora_targets,
+        )
         adapters = _lora_parameters(model)
+    elif config.lora_targets and set(adapted_modules(model.backbone)) != set(
+        chosen_targets(model.backbone, config.lora_targets)
+    ):
+        raise ValueError(
+            f"--lora-targets {list(config.lora_targets)} are not the layers that have adapters in --init-from "
+            f"{config.init_from}; leave the flag out to go on with those"
+        )
     for parameter in adapters:
         parameter.requires_grad_(True)
 

@@ -9,7 +9,7 @@ what an earlier answer was ("what is he holding?" after "who comes in?"). "each"
 question, as the served model does, for the price of a sequence a question.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -83,6 +83,26 @@ def has_room(backbone: Backbone, question: str, *, kind: str, num_visual: int, r
         return True
     prompt = backbone.prompt(_asked(question, kind))
     return sum(map(len, prompt.segments)) + num_visual < rules.max_sequence_tokens
+
+
+def questions_without_room(
+    backbone: Backbone, questions: Iterable[tuple[str, str, int]], rules: SequenceRules
+) -> Iterator[int]:
+    """Places, among (first question, kind of medium, visual tokens), of those that leave no room for an answer.
+
+    Only long questions are tokenised: a text has no more tokens than bytes, but for one that may mark its beginning.
+    """
+    if rules.max_sequence_tokens is None:
+        return
+    around: dict[str, int] = {}
+    for place, (question, kind, num_visual) in enumerate(questions):
+        if kind not in around:
+            around[kind] = sum(map(len, backbone.prompt(_asked("?", kind)).segments))
+        longest = around[kind] + len(question.encode()) + 1 + num_visual
+        if longest < rules.max_sequence_tokens:
+            continue
+        if not has_room(backbone, question, kind=kind, num_visual=num_visual, rules=rules):
+            yield place
 
 
 def _sequence(

@@ -208,6 +208,8 @@ def test_the_outcome(plain):
     assert json.loads((Path(config.out) / "summary.json").read_text()) == summary
     assert json.loads((Path(config.out) / "config.json").read_text()) == to_json(config)
     assert (Path(config.out) / "left_out.jsonl").read_text() == ""
+    (source,) = json.loads((Path(config.out) / "mixture.json").read_text())
+    assert (source["annotations"], source["samples"], source["samples_per_epoch"]) == (config.annotations[0], 14, 14)
     assert "Finished." in (Path(config.out) / "report.html").read_text()
     assert (Path(config.out) / "loss.png").is_file()
     card = (Path(config.out) / "model" / "README.md").read_text()
@@ -219,8 +221,6 @@ def test_the_outcome(plain):
         "--linvt-top-k 8",
     ):
         assert told in card
-    (source,) = json.loads((Path(config.out) / "mixture.json").read_text())
-    assert (source["annotations"], source["samples"], source["samples_per_epoch"]) == (config.annotations[0], 14, 14)
 
 
 def test_a_finished_run_is_not_done_again(plain):

@@ -39,6 +39,8 @@ def test_numbers_of_workers_that_make_no_sense(text):
         ({"steps": 0}, "--steps must be at least 1"),
         ({"epochs": 0.0}, "--epochs must be more than 0"),
         ({"learning_rate": 0.0}, "--learning-rate must be more than 0"),
+        ({"max_answer_tokens": 0}, "--max-answer-tokens must be at least 1"),
+        ({"lora_targets": ("q_proj",)}, "--lora-targets are stage 2's"),
         ({"micro_batch": 0}, "--micro-batch must be at least 1"),
         (
             {"micro_batch": 1, "num_workers": "1:4", "visits_per_batch": 8, "stage": 2},

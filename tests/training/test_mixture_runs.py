@@ -6,8 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from linvt.lora import adapted_modules
 from linvt.training.checkpoint import latest_checkpoint, load_checkpoint
 from linvt.training.loop import count_steps, load_visits
+from linvt.training.metrics import read_metrics
+from linvt.video_llm import VideoLLM
+from pipelines.train import train
 from tests.training.inputs import small_config
 from tests.training.test_loop import final_tensors, reproducible_lines, run
 
@@ -74,3 +78,51 @@ def test_each_question_under_its_own_video_tokens_is_another_run(mixture, tmp_pa
     )
     assert [line["samples"] for line in first] == [line["samples"] for line in each]
     assert [line["loss"] for line in first] != [line["loss"] for line in each]
+
+
+def test_cut_answers_are_counted_and_a_question_without_room_is_an_error(inputs, tmp_path):
+    row = {"media": "videos/001.mp4", "qa": [{"question": "is it red ? " * 9, "answer": "no"}]}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
+    config = small_config(
+        inputs,
+        tmp_path / "out",
+        stage=2,
+        annotations=(inputs.annotations, str(tmp_path / "long.jsonl")),
+        max_answer_tokens=1,
+        max_sequence_tokens=30,
+        steps=2,
+    )
+    with pytest.raises(ValueError, match=r"1 questions leave no room .* 30 \(videos/001\.mp4 in .*long\.jsonl\)"):
+        run(config)
+    lines = reproducible_lines(run(replace(config, annotations=(inputs.annotations,))))
+    assert len(lines) == 2
+    # Every answer has its word and its end, and loses the end.
+    cut = [line["answers_cut"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")]
+    assert all(4 <= count <= 8 for count in cut)
+    uncut = run(small_config(inputs, tmp_path / "uncut", stage=2, steps=2))
+    assert lines[0]["loss"] != reproducible_lines(uncut)[0]["loss"]
+
+
+def test_only_the_layers_that_are_named_get_adapters(inputs, tmp_path):
+    config = small_config(inputs, tmp_path / "out", stage=2, steps=2, lora_targets=("q_proj", "mlp.down_proj"))
+    out = run(config)
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in final_tensors(out) if ".lora_" in name}
+    assert adapted == {"q_proj", "down_proj"}
+    loaded = VideoLLM.from_pretrained(out / "model", parts=("llm",))
+    assert {name.rpartition(".")[2] for name in adapted_modules(loaded.backbone)} == adapted
+    # Another run may go on with them, but not with others.
+    onward = replace(config, init_from=str(out / "model"), steps=1, lora_targets=())
+    assert any(".lora_" in name for name in final_tensors(run(replace(onward, out=str(tmp_path / "on")))))
+    with pytest.raises(ValueError, match="are not the layers that have adapters in --init-from"):
+        run(replace(onward, out=str(tmp_path / "other"), lora_targets=("v_proj",)))
+    with pytest.raises(ValueError, match=r"no linear layers \['query'\] in its LLM; it has \['down_proj', 'gate_proj'"):
+        run(replace(config, out=str(tmp_path / "none"), lora_targets=("query",)))
+
+
+def test_stage_2_without_stage_1_warns(inputs, tmp_path, caplog):
+    train(small_config(inputs, tmp_path / "out", stage=2, steps=1))
+    assert "stage 2 without --init-from: LinVT starts untrained" in caplog.text
+    caplog.clear()
+    onward = str(tmp_path / "out" / "model")
+    train(small_config(inputs, tmp_path / "on", stage=2, steps=1, init_from=onward))
+    assert "--init-from" not in caplog.text
