@@ -85,6 +85,11 @@ class ModelReplica:
         """What the model's image-LLM is called."""
         return self._llm.backbone.name
 
+    def load(self) -> dict[str, int]:
+        """Answers at work or waiting; since the start, passes of the LLM after prompts, and tokens that these made."""
+        batcher = self._batcher
+        return {"rows": batcher.num_rows, "steps": batcher.num_steps, "tokens": batcher.num_tokens}
+
     async def answer(self, asked: ChatCompletionRequest, sent: Sequence[SentMedia]) -> Reply:
         """The whole answer. Raises RequestError. Ends early when its task is cancelled."""
         cancelled = threading.Event()
