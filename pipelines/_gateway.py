@@ -5,6 +5,7 @@ error and nothing else.
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -196,8 +197,11 @@ class Gateway:
         return [task.result() for task in fetching]
 
     async def _fetched(self, part: MediaPart, asked: ChatCompletionRequest) -> SentMedia:
-        with TemporaryDirectory(prefix="linvt-") as scratch:
-            media = await fetch_media(part.url, self._rules, Path(scratch))
+        with contextlib.ExitStack() as stack:
+            # What stays where it is needs none, and a disk under load takes milliseconds to make one.
+            is_local = part.url.startswith("file:")
+            scratch = Path() if is_local else Path(stack.enter_context(TemporaryDirectory(prefix="linvt-")))
+            media = await fetch_media(part.url, self._rules, scratch)
             order = decode_order(
                 media.container,
                 part.kind,
