@@ -5,6 +5,7 @@ error and nothing else.
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -14,12 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
@@ -36,6 +38,9 @@ from linvt.serving.schema import openapi
 from pipelines._model_replica import SentMedia
 
 logger = logging.getLogger(__name__)
+
+# For the health of a model that may be starting.
+_PATIENCE_S = 5.0
 
 app = FastAPI(title="LinVT", redoc_url=None)
 app.openapi = lambda: openapi(version("linvt"))
@@ -81,8 +86,17 @@ class Gateway:
 
     @app.get("/health")
     async def health(self) -> dict[str, Any]:
-        cache = {"hits": self._num_hits, "misses": self._num_misses}
-        return {"status": "ok", "requests": self._num_requests, "in_work": len(self._in_work), "cache": cache}
+        try:
+            load = await asyncio.wait_for(self._model.load.remote(), _PATIENCE_S)
+        except (TimeoutError, RayError) as error:
+            raise RequestError(503, "no replica of the model answers", code="model_away", retry_after_s=5) from error
+        return {
+            "status": "ok",
+            "requests": self._num_requests,
+            "in_work": len(self._in_work),
+            "cache": {"hits": self._num_hits, "misses": self._num_misses},
+            "replica": load,
+        }
 
     @app.get("/v1/models")
     async def models(self, request: Request) -> dict[str, Any]:
@@ -183,8 +197,11 @@ class Gateway:
         return [task.result() for task in fetching]
 
     async def _fetched(self, part: MediaPart, asked: ChatCompletionRequest) -> SentMedia:
-        with TemporaryDirectory(prefix="linvt-") as scratch:
-            media = await fetch_media(part.url, self._rules, Path(scratch))
+        with contextlib.ExitStack() as stack:
+            # What stays where it is needs none, and a disk under load takes milliseconds to make one.
+            is_local = part.url.startswith("file:")
+            scratch = Path() if is_local else Path(stack.enter_context(TemporaryDirectory(prefix="linvt-")))
+            media = await fetch_media(part.url, self._rules, scratch)
             order = decode_order(
                 media.container,
                 part.kind,
@@ -210,7 +227,7 @@ class Gateway:
     def _check_host(self, request: Request) -> None:
         """Without a key, a page in this machine's browser must not reach us by a name that it made resolve to us."""
         try:
-            host = request.url.hostname or ""
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
         except ValueError:  # such as half of an IPv6 address
             host = ""
         if not self._config.allow_anonymous and not is_loopback(host):

@@ -85,12 +85,16 @@ class ModelReplica:
         """What the model's image-LLM is called."""
         return self._llm.backbone.name
 
+    def load(self) -> dict[str, int]:
+        """Answers at work or waiting; since the start, passes of the LLM after prompts, and tokens that these made."""
+        batcher = self._batcher
+        return {"rows": batcher.num_rows, "steps": batcher.num_steps, "tokens": batcher.num_tokens}
+
     async def answer(self, asked: ChatCompletionRequest, sent: Sequence[SentMedia]) -> Reply:
         """The whole answer. Raises RequestError. Ends early when its task is cancelled."""
         cancelled = threading.Event()
         try:
-            answering = await self._prepared(asked, sent, cancelled)
-            return await self._generated(answering)
+            return await self._generated(await self._begun(asked, sent, cancelled))
         finally:
             cancelled.set()
 
@@ -110,7 +114,7 @@ class ModelReplica:
             loop.call_soon_threadsafe(add, piece)
 
         try:
-            answering = await self._prepared(asked, sent, cancelled, emit)
+            answering = await self._begun(asked, sent, cancelled, emit)
             generating = asyncio.ensure_future(self._generated(answering))
             generating.add_done_callback(lambda _: ready.set())
             while True:
@@ -125,7 +129,7 @@ class ModelReplica:
         finally:
             cancelled.set()
 
-    async def _prepared(
+    async def _begun(
         self,
         asked: ChatCompletionRequest,
         sent: Sequence[SentMedia],
@@ -133,20 +137,24 @@ class ModelReplica:
         emit: Callable[[Piece], None] = lambda _: None,
     ) -> Answering:
         media = [await self._encoded(one) for one in sent]
-        return await self._in(
-            self._preparing,
-            lambda: Answering(
+
+        def begin() -> Answering:
+            answering = Answering(
                 self._llm,
                 asked,
                 media,
                 max_new_tokens=self._config.max_new_tokens,
                 emit=emit,
                 is_cancelled=cancelled.is_set,
-            ),
-        )
+            )
+            for row in answering.rows:
+                self._batcher.submit(row)
+            return answering
+
+        return await self._in(self._preparing, begin)
 
     async def _generated(self, answering: Answering) -> Reply:
-        await asyncio.gather(*(asyncio.wrap_future(self._batcher.submit(row)) for row in answering.rows))
+        await asyncio.gather(*(asyncio.wrap_future(row.future) for row in answering.rows))
         if answering.wants_evidence:
             return await self._in(self._explaining, answering.reply)
         return answering.reply()

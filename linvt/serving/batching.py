@@ -67,6 +67,11 @@ class Batcher:
         self._thread.start()
 
     @property
+    def num_rows(self) -> int:
+        """Answers at work or waiting."""
+        return len(self._batch.rows) + len(self._waiting)
+
+    @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 

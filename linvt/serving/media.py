@@ -36,6 +36,8 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 # Azure's metadata and DNS service answers on this address, which is globally routable by number.
 _METADATA_ADDRESSES = {ipaddress.ip_address("168.63.129.16")}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# All global unicast addresses that were ever given out; beyond are old and local ways to write others.
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,11 +132,13 @@ def is_public_address(address: str) -> bool:
     ip = ipaddress.ip_address(address.split("%", 1)[0])
     carried: list[ipaddress.IPv4Address | None] = []
     if isinstance(ip, ipaddress.IPv6Address):
-        carried = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in _NAT64:
-            carried.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
         if ip.ipv4_mapped is not None:
             return is_public_address(str(ip.ipv4_mapped))
+        if ip not in _GLOBAL_UNICAST and ip not in _NAT64:
+            return False
+        carried = [ip.sixtofour, *(ip.teredo or ())]
+        if ip in _NAT64:
+            carried.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
     if any(inner is not None and not is_public_address(str(inner)) for inner in carried):
         return False
     return ip.is_global and not ip.is_multicast and ip not in _METADATA_ADDRESSES

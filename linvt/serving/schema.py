@@ -30,6 +30,8 @@ class Health(BaseModel):
     in_work: int
     cache: dict[Literal["hits", "misses"], int]
     """Of the media of answered requests: encoded before, or then."""
+    replica: dict[Literal["rows", "steps", "tokens"], int]
+    """One replica's answers at work or waiting; its passes of the LLM after prompts, and tokens that came of them."""
 
 
 class ModelCard(BaseModel):
@@ -164,7 +166,9 @@ def openapi(version: str) -> dict[str, Any]:
             "/v1/models/{name}": {
                 "get": _get("model", "One of the models", "ModelCard", 401, 403, 404) | {"parameters": [name]}
             },
-            "/health": {"get": _get("health", "Whether the endpoint is up, and how busy", "Health") | {"security": []}},
+            "/health": {
+                "get": _get("health", "Whether the model answers, and how busy it is", "Health", 503) | {"security": []}
+            },
         },
         "components": {
             "schemas": schemas["$defs"],

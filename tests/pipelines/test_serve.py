@@ -2,10 +2,12 @@
 
 import base64
 import contextlib
+import io
 import json
 import os
 import socket
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,38 +16,26 @@ import httpx
 import openai
 import psutil
 import pytest
-import torch
+from PIL import Image
 
-from linvt.backbones import load_backbone
 from linvt.evaluation.config import EvaluateConfig
 from linvt.evaluation.results import read_results
 from linvt.serving.config import ServeConfig
-from linvt.video_llm import VideoLLM
-from linvt.video_tokenizer import LinVT, LinVTConfig
 from pipelines.evaluate import evaluate
 from pipelines.serve import running
 from tests.media import write_image, write_video
+from tests.pipelines.endpoints import ask, free_port, question, save_tiny_model
 
 pytestmark = pytest.mark.ray
 
 KEY = "a secret of this test"
 MAX_MEDIA_MB = 1
+EVIDENCE = {"linvt": {"evidence": True}}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tiny_llava) -> Path:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = LinVTConfig(hidden_size=64, num_queries=(4, 2), windows=(1, 2), num_layers=1, num_heads=4, top_k=200)
-    directory = tmp_path_factory.mktemp("model")
-    VideoLLM(load_backbone(tiny_llava, parts={"llm"}), LinVT(config)).save_pretrained(directory)
-    return directory
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return save_tiny_model(tmp_path_factory.mktemp("model"), tiny_llava)
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +76,6 @@ def url(model, media, ray_cluster) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def client(url) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
-
-
-EVIDENCE = {"linvt": {"evidence": True}}
-
-
-def ask(client: openai.OpenAI, url: str, text: str = "what moves ?", *, part: str = "video_url", **options: Any) -> Any:
-    content: Any = [{"type": part, part: {"url": url}}, {"type": "text", "text": text}]
-    return client.chat.completions.create(
-        model="linvt", messages=[{"role": "user", "content": content}], temperature=0, **options
-    )
 
 
 def health(url: str) -> dict[str, Any]:
@@ -312,6 +292,112 @@ def test_a_client_that_leaves_gives_its_place_back(url, client, media):
     for _ in range(3):
         assert ask(patient, (media / "video.mp4").as_uri()).usage
     assert health(url)["in_work"] <= 1
+
+
+def post(url: str, body: bytes | str, **headers: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"} | headers
+    return httpx.post(f"{url}/chat/completions", content=body, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "invalid_json"),
+        (b"{", 400, "invalid_json"),
+        (b"\xff\xfe\x00", 400, "invalid_json"),
+        (b"[" * 100_000, 400, "invalid_json"),
+        (b'{"a":' * 100_000, 400, "invalid_json"),
+        (b'{"temperature": NaN}', 400, "invalid_json"),
+        (b'{"seed": ' + b"9" * 10_000 + b"}", 400, "invalid_json"),
+        (b"[]", 400, "invalid_request"),
+        (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "a"}]}', 400, "invalid_request"),
+        (b'{"model": "linvt", "messages": [{"role": "user", "content": "\\udfff"}]}', 400, "invalid_request"),
+        (b'{"model": "linvt", "messages": [{"role": "user", "content": ""}], "stop": ["", "\\u0000"]}', 200, None),
+        (b'"' + b"x" * (MAX_MEDIA_MB * 2**20 * 4 // 3 + 2**20) + b'"', 413, "request_too_large"),
+    ],
+)
+def test_bodies_that_are_meant_to_break_the_parser(url, body, status, code):
+    response = post(url, body)
+    assert response.status_code == status
+    assert code is None or response.json()["error"]["code"] == code
+
+
+def test_a_request_that_is_no_json_by_its_own_word_is_refused(url):
+    """What a web page may send to any server without asking it first."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        response = post(url, json.dumps({"model": "linvt", "messages": question()}), **{"Content-Type": kind})
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+def test_a_client_that_sends_its_request_drop_by_drop_is_cut_off(url):
+    host, port = url.removeprefix("http://").split("/")[0].split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as slow:
+        slow.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000\r\nAuthorization: Bearer " + KEY.encode() + b'\r\n\r\n{"model": '
+        )
+        answer = b""
+        while b"upload_timeout" not in answer:
+            received = slow.recv(4096)
+            assert received, answer
+            answer += received
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert health(url)["in_work"] == 0
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a size that it would take a bomb to fill, in 60 bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + b"\x08\x02\0\0\0"
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
+
+
+def as_data(kind: str, *contents: bytes) -> str:
+    return f"data:{kind};base64," + ",".join(base64.b64encode(content).decode() for content in contents)
+
+
+def test_media_that_are_bombs(client, media):
+    long = write_video(media / "long.mp4", shot_lengths=(62,), fps=1).read_bytes()
+    bombs = {
+        as_data("image/png", png_header(16384, 16384)): "DecompressionBomb",
+        as_data("image/png", png_header(8000, 8000)): "8000 × 8000 pixels; at most 40000000",
+        as_data("image/png", png_header(2**31 - 1, 1)): "",
+        as_data("video/mp4", long): "62 s long; at most 60 s",
+        as_data("video/jpeg", *[jpeg(16)] * 2, png_header(4, 4)): "frame 2 .* is not a JPEG",
+        as_data("video/jpeg", *[b"\xff\xd8\xff broken"] * 3): "3 of 3 pictures cannot be read",
+    }
+    for bomb, message in bombs.items():
+        with pytest.raises(openai.UnprocessableEntityError, match=message):
+            ask(client, bomb)
+    with pytest.raises(openai.BadRequestError, match="at most 16 frames"):
+        ask(client, as_data("video/jpeg", *[jpeg(16)] * 17))
+    parts: Any = [{"type": "video_url", "video_url": {"url": "data:,"}}] * 17
+    with pytest.raises(openai.BadRequestError, match="17 media: at most 16"):
+        client.chat.completions.create(model="linvt", messages=[{"role": "user", "content": parts}])
+    assert ask(client, (media / "video.mp4").as_uri()).usage, "the replica lives on"
+
+
+def jpeg(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (48, 32), (shade, 99, 255 - shade)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_frames_that_a_client_took_are_a_video(client):
+    shades = (0, 60, 120, 250)
+    answer = ask(client, as_data("video/jpeg", *map(jpeg, shades)), extra_body=EVIDENCE)
+    (video,) = answer.linvt["videos"]
+    assert [moment["timestamp_s"] for moment in video["evidence"]] == [0, 1, 2, 3]
+    assert (video["duration_s"], video["shots_s"]) == (4, [[0, 4]])
+    assert ask(client, as_data("video/jpeg", *map(jpeg, shades))).linvt["videos"][0]["from_cache"]
+    other = ask(client, as_data("video/jpeg", *map(jpeg, shades[::-1])))
+    assert not other.linvt["videos"][0]["from_cache"]
+    assert other.usage.prompt_tokens == answer.usage.prompt_tokens
 
 
 def test_a_taken_port_and_a_missing_key_are_told_at_once(tmp_path, url, model):

@@ -16,6 +16,7 @@ from linvt.serving.errors import RequestError
 from linvt.serving.media import MediaRules, fetch_media
 from linvt.serving.requests import VideoOptions
 from linvt.video import MediaLimits
+from tests.extraction.test_decode_process import HostileProcess
 from tests.media import write_image, write_video
 from tests.tiny_models import save_tiny_llava
 
@@ -82,6 +83,25 @@ def test_limits(media, limits, message):
     with pytest.raises(RequestError, match=message) as caught:
         encode(None, order, row, frames, batch_size=4)  # media that never become frames need no backbone
     assert (caught.value.status, caught.value.code) == (422, "media_not_decodable")
+
+
+@pytest.mark.parametrize(
+    ("wish", "error_class"),
+    [
+        ("crash", "DecoderCrashed"),
+        ("hang", "DecoderTooSlow"),
+        ("never end", "DecoderTooSlow"),
+        ("eat memory", "DecoderOutOfMemory"),
+    ],
+)
+def test_media_that_attack_their_decoder_are_refused_as_bad_media(wish, error_class, media, tmp_path):
+    order = order_for(media / "video.mp4")
+    (tmp_path / "wish").write_text(wish)
+    with HostileProcess(stall_timeout_s=60, timeout_s=2, memory_mb=256) as process:
+        row, frames = decode(order, tmp_path / "wish", process)
+        with pytest.raises(RequestError, match=error_class) as caught:
+            encode(None, order, row, frames, batch_size=4)
+    assert caught.value.status == 422
 
 
 def test_too_many_frames_and_a_video_as_an_image(media):

@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import hashlib
 import os
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +39,13 @@ def server():
                 self.wfile.write(PNG[:20])
                 self.wfile.flush()
                 stalled.wait(20)
+            elif path == "/drip":  # a byte now and then, each long before any timeout of a read
+                with contextlib.suppress(OSError):
+                    for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 100_000:
+                        self.wfile.write(bytes([byte]))
+                        self.wfile.flush()
+                        if stalled.wait(0.05):
+                            break
             elif path == "/gzip":
                 self._answer(200, gzip.compress(PNG), ("Content-Encoding", "gzip"))
             elif path == "/unannounced":
@@ -110,13 +119,19 @@ def refused(url: str, rules: MediaRules, scratch: Path) -> RequestError:
         "::ffff:169.254.169.254",
         "64:ff9b::a9fe:a9fe",  # NAT64 of 169.254.169.254
         "2002:7f00:1::",  # 6to4 of 127.0.0.1
+        "::127.0.0.1",  # as IPv4 was once written in IPv6
+        "::8.8.8.8",
+        "64:ff9b:1::808:808",  # local NAT64
+        "fec0::1",
     ],
 )
 def test_addresses_that_are_not_public(address):
     assert not is_public_address(address)
 
 
-@pytest.mark.parametrize("address", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
 def test_addresses_that_are_public(address):
     assert is_public_address(address)
 
@@ -137,12 +152,19 @@ def test_files_elsewhere_are_refused_and_not_told_apart(tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(PNG)
     (media / "link.png").symlink_to(secret)
+    (media / "up").symlink_to("..")
+    (media / "link-to-link.png").symlink_to(media / "link.png")
     rules = MediaRules(allowed_dirs=(media,))
     urls = [
         secret.as_uri(),
         f"file://{media}/../secret.png",
         f"file://{media}/%2e%2e/secret.png",
         f"file://{media}/link.png",
+        f"file://{media}/link-to-link.png",
+        f"file://{media}/up/secret.png",
+        f"file://{media}/up/media/../secret.png",
+        "file:///proc/self/environ",
+        "file:///proc/self/root/etc/passwd",
         f"file://{tmp_path}/media2/x.png",
         f"file://{tmp_path}/missing.png",
         "file:///etc/passwd",
@@ -194,6 +216,19 @@ def test_data_url(tmp_path):
 )
 def test_bad_data_urls(url, status, tmp_path):
     assert refused(url, MediaRules(max_bytes=2000), tmp_path).status == status
+
+
+def test_a_file_that_is_replaced_is_another_one(tmp_path):
+    path, rules = tmp_path / "a.png", MediaRules(allowed_dirs=(tmp_path,))
+    for content in (PNG, PNG[:-1] + b"x", PNG):  # of one length, one right after the other
+        path.write_bytes(content)
+        assert fetch(path.as_uri(), rules, tmp_path).sha256 == hashlib.sha256(content).hexdigest()
+    for old in (1_000_000_000, 1_000_000_001):
+        path.write_bytes(PNG[:-1] + bytes([old % 2]))
+        os.utime(path, (old, old))
+        for _ in range(2):
+            found = fetch(path.as_uri(), rules, tmp_path)
+            assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -264,10 +299,60 @@ def test_what_a_media_server_may_do_wrong(here, tmp_path, path, status):
     assert refused(f"http://{address}/{path}", rules, tmp_path).status == status
 
 
-def test_a_media_server_that_stalls(here, tmp_path):
+@pytest.mark.parametrize("path", ["stall", "drip"])
+def test_a_media_server_that_stalls_or_drips(here, tmp_path, path):
     address, _ = here
     rules = MediaRules(allowed_hosts=(address,), fetch_timeout_s=0.5)
-    assert refused(f"http://{address}/stall", rules, tmp_path).status == 504
+    assert refused(f"http://{address}/{path}", rules, tmp_path).status == 504
+
+
+def test_a_name_that_resolves_otherwise_a_moment_later_gains_nothing(server, tmp_path, monkeypatch):
+    """DNS rebinding: public when it is checked, this machine when it is connected to."""
+    asked: list[str] = []
+    really = socket.getaddrinfo
+
+    def rebinding(host, port, *arguments, **options):
+        name = host.decode() if isinstance(host, bytes) else host
+        asked.append(name)
+        if name != "rebind.example":
+            return really(host, port, *arguments, **options)
+        address = "198.51.101.1" if asked.count(name) == 1 else "127.0.0.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    assert is_public_address("198.51.101.1")
+    num_answered = len(server.hosts)
+    url = f"http://rebind.example:{server.server_port}/image"
+    assert refused(url, MediaRules(fetch_timeout_s=1), tmp_path).status in (502, 504)
+    assert asked.count("rebind.example") == 1, "its name was looked up again"
+    assert len(server.hosts) == num_answered, "it led to this machine"
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse(server, tmp_path, monkeypatch):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 80)) for ip in ("1.1.1.1", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert refused("http://two.example/", MediaRules(), tmp_path).code == "media_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("2130706433", "0x7f000001", "0x7f.1", "017700000001", "127.1", "127.0.1", "0", "0.0.0.0", "localhost"),
+        *("[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:127.0.0.1]", "[::127.0.0.1]"),
+        *("[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[fe80::1]", "127.0.0.1.", "①②⑦.0.0.1", "user@127.0.0.1"),
+        "1.1.1.1@127.0.0.1",
+    ],
+)
+def test_no_spelling_of_this_machine_leads_to_it(server, tmp_path, host):
+    num_answered = len(server.hosts)
+    error = refused(f"http://{host}:{server.server_port}/image", MediaRules(fetch_timeout_s=2), tmp_path)
+    assert error.code in ("media_not_allowed", "media_not_found", "bad_media_url"), error
+    assert len(server.hosts) == num_answered
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999999999999999999", "-1", "a"])
+def test_ports_that_are_none(tmp_path, port):
+    assert 400 <= refused(f"http://127.0.0.1:{port}/", MediaRules(fetch_timeout_s=2), tmp_path).status < 500
 
 
 def test_nobody_listens(tmp_path):

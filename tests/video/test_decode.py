@@ -15,7 +15,7 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from linvt.video import DecodedVideo, MediaError, decode_video
+from linvt.video import DecodedVideo, MediaError, MediaLimits, decode_video, stream_video
 from tests.video.make_media import number_of, numbered_frames, write_audio, write_video
 
 UNEVEN_MS = [0, 40, 50, 200, 210, 220, 900, 1000, 1001, 1002, 1500, 1600]
@@ -357,3 +357,37 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
 def test_arguments_are_checked(tmp_path: Path, arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be at least 1, got 0"):
         decode_video(tmp_path / "any.mp4", **{"max_side": 8, "max_candidates": 8, **arguments})
+
+
+def test_limits_are_judged_by_the_header_and_by_every_frame(tmp_path):
+    clip = write_video(tmp_path / "clip.mp4", numbered_frames(12))
+    for limits, message in (
+        (MediaLimits(max_frame_pixels=64 * 48 - 1), "64 × 48 pixels"),
+        (MediaLimits(max_duration_s=0.1), "long; at most"),
+    ):
+        with pytest.raises(MediaError, match=message) as raised:
+            next(stream_video(clip, max_side=64, max_candidates=8, limits=limits))
+        assert raised.value.error_class == "BeyondLimits"
+    overwrite(clip, b"mvhd", 20, bytes(4))  # the container says that it lasts 0 s
+    overwrite(clip, b"mdhd", 20, bytes(4))
+    with pytest.raises(MediaError, match="long; at most"):
+        list(stream_video(clip, max_side=64, max_candidates=8, limits=MediaLimits(max_duration_s=0.1)))
+
+
+def test_frames_that_grow_beyond_the_limit_on_the_way_are_never_decoded(tmp_path):
+    """One stream, of small frames and then large ones; its header tells of the small ones."""
+    grown, pts = tmp_path / "grown.ts", 0
+    with av.open(str(grown), "w") as output:
+        stream = None
+        for width in (64, 512):
+            part = write_video(tmp_path / f"{width}.ts", numbered_frames(5, width=width, height=width))
+            with av.open(str(part)) as source:
+                stream = stream or output.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size:
+                        packet.stream, packet.pts, packet.dts, pts = stream, pts, pts, pts + 9000
+                        output.mux(packet)
+    for max_frame_pixels, count in ((512 * 512, 10), (512 * 512 - 1, 5)):
+        limits = MediaLimits(max_frame_pixels=max_frame_pixels)
+        chunks = list(stream_video(grown, max_side=64, max_candidates=8, limits=limits))
+        assert sum(map(len, chunks)) == count
