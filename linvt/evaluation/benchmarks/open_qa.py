@@ -65,7 +65,8 @@ def _entry(
         breakdowns=("type",),
         max_new_tokens=64,
         lmms_tasks=(lmms_task,),
-        lmms_metric="gpt_eval_accuracy",
+        lmms_metrics=("gpt_eval_accuracy",) if name == "activitynet-qa" else (),
+        lmms_judge="*" if name == "activitynet-qa" else None,
         lmms_ours=name != "activitynet-qa",
         checked="judge's prompt word for word, replies read as its script does; a local judge answers in the tests",
     )

@@ -112,7 +112,8 @@ def _entry(name: str, title: str, *, with_subtitles: bool, lmms_tasks: tuple[str
         metrics=_metrics,
         breakdowns=("duration", "domain", "task_type"),
         lmms_tasks=lmms_tasks,
-        lmms_metric="videomme_perception_score",
+        lmms_metrics=("videomme_perception_score",),
+        lmms_scale=1,
         checked="100,000 random answers against the published eval_your_results.py: equal",
     )
 

@@ -86,7 +86,7 @@ POPE = Benchmark(
     breakdowns=("part",),
     max_new_tokens=128,
     lmms_tasks=("pope",),
-    lmms_metric="pope_f1_score",
+    lmms_metrics=("pope_f1_score",),
     checked="the published evaluate.py on random answers to its published questions: equal",
 )
 
@@ -151,7 +151,9 @@ HALLUSION = Benchmark(
     breakdowns=("category", "subcategory"),
     max_new_tokens=128,
     lmms_tasks=("hallusion_bench_image",),
-    lmms_metric="aAcc",
+    lmms_metrics=("aAcc",),
+    lmms_judge="gpt-4",
+    lmms_scale=1,
     checked="all 1,129 published questions with random verdicts against its utils.py: aAcc, fAcc and qAcc equal",
 )
 
@@ -233,6 +235,7 @@ MME = Benchmark(
     metrics=_mme_metrics,
     unit="points",
     lmms_tasks=("mme",),
-    lmms_metric="mme_perception_score",
+    lmms_metrics=("mme_perception_score", "mme_cognition_score"),
+    lmms_scale=1,
     checked="acc + acc+ against lmms-eval's mme_aggregate_results: equal",
 )
