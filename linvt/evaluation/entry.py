@@ -135,6 +135,8 @@ class Benchmark:
     """Whether lmms-eval lacks the benchmark, and the task is written by `python -m linvt.evaluation.lmms export`."""
     checked: str
     """How the scoring was compared with the benchmark's own."""
+    read_here: str = "made-up rows"
+    """Which published questions went through the loader and the scorer when this was written."""
 
 
 def published(folder: Path, *names: str) -> Path:

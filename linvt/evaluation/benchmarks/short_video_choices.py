@@ -133,6 +133,7 @@ NEXTQA = Benchmark(
     load=_load_nextqa,
     rule=_by_mmmu,
     rule_name="option by letter or text, as lmms-eval reads it",
+    read_here="val: 4,996",
     metrics=accuracy_metrics,
     breakdowns=("kind", "type"),
     lmms_tasks=("nextqa_mc_test",),

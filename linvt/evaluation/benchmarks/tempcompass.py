@@ -67,6 +67,7 @@ TEMPCOMPASS = Benchmark(
     media="{video}.mp4, the release's videos/",
     load=_load,
     rule=_rule,
+    read_here="all",
     rule_name="rules of its eval scripts with --disable_llm, without captioning",
     metrics=_metrics,
     breakdowns=("task", "aspect"),

@@ -140,6 +140,7 @@ MLVU = Benchmark(
     load=_load_mlvu,
     rule=by_letter(mlvu_letter),
     rule_name="letter before the first bracket, as in choice_bench.py",
+    read_here="all",
     metrics=_mlvu_metrics,
     breakdowns=("task",),
     lmms_tasks=("mlvu_dev",),

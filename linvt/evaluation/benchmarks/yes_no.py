@@ -82,6 +82,7 @@ POPE = Benchmark(
     load=_load_pope,
     rule=lambda item, prediction: verdict(pope_answer(prediction) == item.answers[0]),
     rule_name="POPE's evaluate.py; F1 over all three parts",
+    read_here="all",
     metrics=_pope_metrics,
     breakdowns=("part",),
     max_new_tokens=128,
@@ -145,6 +146,7 @@ HALLUSION = Benchmark(
     load=_load_hallusion,
     rule=_hallusion_rule,
     rule_name="yes or no among the words, as in VLMEvalKit",
+    read_here="all",
     metrics=_hallusion_metrics,
     judge=HALLUSION_BENCH,
     judged_metrics=_hallusion_metrics,
@@ -237,5 +239,5 @@ MME = Benchmark(
     lmms_tasks=("mme",),
     lmms_metrics=("mme_perception_score", "mme_cognition_score"),
     lmms_scale=1,
-    checked="acc + acc+ against lmms-eval's mme_aggregate_results: equal",
+    checked="acc + acc+ against lmms-eval's mme_aggregate_results: equal; its parser also takes y and n",
 )
