@@ -58,7 +58,8 @@ reproduce: setup  ## make the committed weights again, in place (hours); results
 	    --num-workers 2 --on-existing resume
 	$(BIN)/python jobs/evaluate.py --model runs/stage2/model --cache runs/cache --answers choices \
 	    --data runs/world/test_videos.jsonl runs/world/test_images.jsonl --out runs/evaluation --on-existing resume
-	cp -r runs/stage2/model/. runs/stage2/loss.png linvt/tiny/weights/video_llm/
+	cp -r runs/stage2/model/adapter runs/stage2/model/*.safetensors runs/stage2/model/*.json runs/stage2/loss.png \
+	    linvt/tiny/weights/video_llm/
 
 clean:  ## remove what the demo and the tools left; keeps .venv and runs/
 	rm -rf demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -18,6 +18,10 @@ from linvt.storage_error import StorageError
 ConfigT = TypeVar("ConfigT")
 
 
+class Stopped(Exception):
+    """The job was asked to stop (SIGTERM) and did so in a state to go on from. Exit code 143, the signal's own."""
+
+
 def run(
     config_class: type[ConfigT],
     main: Callable[[ConfigT], dict[str, Any]],
@@ -49,6 +53,8 @@ def run(
         _fail(error)
     except KeyboardInterrupt:
         _fail(RuntimeError("interrupted; run the same command with --on-existing resume to go on"), code=130)
+    except Stopped as stop:
+        _fail(stop, code=143)
     except Exception as error:
         traceback.print_exc()
         _fail(error)
@@ -111,6 +117,8 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _print_last_line(result: dict[str, Any]) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        return  # Of torchrun's workers the first one speaks for all.
     # Libraries that print at interpreter exit must not come after the outcome.
     sys.stderr.flush()
     print(json.dumps(result, default=float), flush=True)

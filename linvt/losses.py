@@ -47,11 +47,13 @@ class ContrastiveHead(nn.Module):
 
 
 def _gather(video_BE: Tensor, caption_BE: Tensor, ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """All ranks' rows with gradients, one collective for both sides; every rank must bring as many rows."""
+    """All ranks' rows with gradients, in one collective; every rank must bring as many rows."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return video_BE, caption_BE, ids_B, 0
-    gathered_GE = torch.cat(dist_nn.all_gather(torch.cat([video_BE, caption_BE], dim=-1)))
-    ids = [torch.empty_like(ids_B) for _ in range(dist.get_world_size())]
-    dist.all_gather(ids, ids_B.contiguous())
-    videos_GE, captions_GE = gathered_GE.chunk(2, dim=-1)
-    return videos_GE, captions_GE, torch.cat(ids), dist.get_rank() * len(ids_B)
+    # Ids travel as floats that hold them exactly, 16 bits each.
+    shifts_4 = torch.arange(0, 64, 16, device=ids_B.device)
+    ids_B4 = ((ids_B[:, None] >> shifts_4) & 0xFFFF).to(video_BE.dtype)
+    gathered_G = torch.cat(dist_nn.all_gather(torch.cat([video_BE, caption_BE, ids_B4], dim=-1)))
+    videos_GE, captions_GE, ids_G4 = gathered_G.split([EMBEDDING_SIZE, EMBEDDING_SIZE, 4], dim=-1)
+    ids_G = (ids_G4.detach().long() << shifts_4).sum(-1)
+    return videos_GE, captions_GE, ids_G, dist.get_rank() * len(ids_B)

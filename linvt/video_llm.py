@@ -4,26 +4,29 @@ Shape legend: V videos, T frames, N tokens a frame, B sequences, Q visual tokens
 C hidden size.
 """
 
+import copy
 import dataclasses
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from linvt.backbones import Backbone, VisionOptions, load_backbone
 from linvt.evidence import as_weights, frame_token_gains, integrated_gradients, over_frames
-from linvt.lora import load_lora
+from linvt.lora import load_lora, save_lora
 from linvt.losses import ContrastiveHead
 from linvt.shards import CachedVideo
-from linvt.training.batches import IGNORE_INDEX, Batch, TokenSequence, pad_ids, relative_times
+from linvt.training.batches import Batch, pad_ids, relative_times
+from linvt.training.sequences import IGNORE_INDEX, TokenSequence
 from linvt.video_tokenizer import LinVT, LinVTConfig, VideoSideCache, VideoTokens, build_video_tokenizer
 
 FORMAT = "linvt-video-llm"
@@ -83,9 +86,26 @@ class VideoLLM(nn.Module):
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> Output:
-        """Next-token loss on answers; with captions and a contrastive head, the alignment loss too."""
-        visual, contrastive = self._visual_tokens(batch)
+    def forward(
+        self,
+        batch: Any,
+        *,
+        only: Literal["means", "contrastive"] | None = None,
+        video_gradient: Tensor | None = None,
+    ) -> Any:
+        """Next-token loss on answers; with captions and a contrastive head, the alignment loss too: an `Output`.
+
+        The alignment loss of a step in parts (`linvt.training.accumulation`): `only="means"` gives the means of a
+        batch's video and caption tokens, both [V, C]. `only="contrastive"` takes (video means, caption means, ids [V])
+        for `batch` and gives the loss. `video_gradient` [V, C] is its gradient by a batch's video means: then
+        `Output.contrastive` is their product, whose gradient by the weights is the loss's.
+        """
+        if only == "means":
+            return self._means(batch, self._encode_videos(batch))
+        if only == "contrastive":
+            assert self.contrastive is not None
+            return self.contrastive(*batch)
+        visual, contrastive = self._visual_tokens(batch, video_gradient)
         hidden_MC, labels_M = self._answer_states(batch.sequences, visual)
         logits_MV = self.backbone.head(hidden_MC).float()
         nll = F.cross_entropy(logits_MV, labels_M, reduction="sum")
@@ -93,22 +113,17 @@ class VideoLLM(nn.Module):
             answer_nll=nll, answer_tokens=torch.tensor(len(labels_M), device=nll.device), contrastive=contrastive
         )
 
-    def _visual_tokens(self, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
+    def _visual_tokens(self, batch: Batch, video_gradient: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         visual: list[Tensor] = []
         contrastive = None
         count = batch.num_video_sequences
         if count:
-            out = self.encode_instructions(
-                batch.tokens,
-                batch.instructions,
-                batch.instruction_mask,
-                frame_mask=batch.frame_mask,
-                times=batch.times,
-                video_index=batch.media_index[:count],
-            )
+            out = self._encode_videos(batch)
             visual += [tokens[mask] for tokens, mask in zip(out.tokens, out.mask)]
-            if self.contrastive is not None and batch.captions.shape[1]:
-                contrastive = self._contrastive_loss(batch, out)
+            if video_gradient is not None:
+                contrastive = (self._video_means(batch, out) * video_gradient).sum()
+            elif self.contrastive is not None and batch.captions.shape[1]:
+                contrastive = self.contrastive(*self._means(batch, out), batch.video_ids)
         visual += [batch.images[i].to(self.backbone.dtype) for i in batch.media_index[count:].tolist()]
         return visual, contrastive
 
@@ -119,18 +134,32 @@ class VideoLLM(nn.Module):
         text = self.backbone.embed(instructions)
         return self.video_tokenizer(tokens.to(self.backbone.dtype), text, text_mask=instruction_mask, **video)
 
-    def _contrastive_loss(self, batch: Batch, out: VideoTokens) -> Tensor:
-        assert self.contrastive is not None
+    def _encode_videos(self, batch: Batch) -> VideoTokens:
+        return self.encode_instructions(
+            batch.tokens,
+            batch.instructions,
+            batch.instruction_mask,
+            frame_mask=batch.frame_mask,
+            times=batch.times,
+            video_index=batch.media_index[: batch.num_video_sequences],
+        )
+
+    def _video_means(self, batch: Batch, out: VideoTokens) -> Tensor:
+        """[V, C] of a batch's videos."""
         # The first sequence of each video stands for it.
         index_V = batch.media_index[: batch.num_video_sequences]
         first_V = torch.stack([(index_V == v).nonzero()[0, 0] for v in range(len(batch.tokens))])
         mask_VQ1 = out.mask[first_V][..., None].to(out.tokens.dtype)
-        video_VC = (out.tokens[first_V] * mask_VQ1).sum(1) / mask_VQ1.sum(1)
+        return (out.tokens[first_V] * mask_VQ1).sum(1) / mask_VQ1.sum(1)
+
+    def _means(self, batch: Batch, out: VideoTokens) -> tuple[Tensor, Tensor]:
+        """Means of a batch's video tokens, and of the LLM's states of its captions: [V, C] each."""
+        video_VC = self._video_means(batch, out)
         with torch.no_grad():
             states_VLC = self.backbone.hidden_states(self.backbone.embed(batch.captions), batch.caption_mask)
             mask_VL1 = batch.caption_mask[..., None].to(states_VLC.dtype)
             caption_VC = (states_VLC * mask_VL1).sum(1) / mask_VL1.sum(1)
-        return self.contrastive(video_VC, caption_VC, batch.video_ids)
+        return video_VC, caption_VC
 
     def _answer_states(self, sequences: Sequence[TokenSequence], visual: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden states [M, C] that predict the M labelled tokens, and these labels [M]."""
@@ -271,7 +300,8 @@ class VideoLLM(nn.Module):
     # -- artifacts --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, directory: str | Path, *, extraction: dict[str, Any] | None = None) -> None:
-        """Writes `config.json`, `linvt.safetensors` and, with LoRA, `adapter/`. The image-LLM stays where it is.
+        """Writes `config.json`, `linvt.safetensors`, `generation_config.json` and, with LoRA, `adapter/`. The image-LLM
+        stays where it is.
 
         `extraction` records how the frames that this model was trained on were made. The configuration is written
         last and renamed into place: a directory without it is unfinished.
@@ -283,9 +313,8 @@ class VideoLLM(nn.Module):
         image_llm = self.backbone.model
         adapter = isinstance(image_llm, PeftModel)
         if adapter:
-            image_llm.save_pretrained(str(directory / "adapter"))
-            # PEFT's model card is a form with nothing filled in.
-            (directory / "adapter" / "README.md").unlink(missing_ok=True)
+            save_lora(self.backbone, directory / "adapter")
+        self._generation_config().save_pretrained(str(directory))
         config = {
             "format": FORMAT,
             "version": 1,
@@ -301,6 +330,14 @@ class VideoLLM(nn.Module):
             os.fsync(file.fileno())
         unfinished.rename(directory / "config.json")
 
+    def _generation_config(self) -> Any:
+        """How this project answers: the image-LLM's own end of an answer, greedily."""
+        image_llm: Any = self.backbone.model
+        config = copy.deepcopy(image_llm.generation_config)
+        config.eos_token_id, config.pad_token_id = self.backbone.stop_ids, self.backbone.pad_id
+        config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
+        return config
+
     @classmethod
     def from_pretrained(
         cls,
@@ -315,13 +352,18 @@ class VideoLLM(nn.Module):
         directory = Path(directory)
         config = read_model_config(directory)
         options = trained_vision_options(config)
-        loaded = load_backbone(backbone or config["backbone"], parts=parts, dtype=dtype, device=device, options=options)
+        name = backbone or image_llm_of(directory, config)
+        loaded = load_backbone(name, parts=parts, dtype=dtype, device=device, options=options)
         tokenizer_config = LinVTConfig.from_json(config["video_tokenizer"])
         if tokenizer_config.hidden_size != loaded.hidden_size:
             raise ValueError(
                 f"{directory} was trained for C = {tokenizer_config.hidden_size}, "
                 f"{loaded.name} has C = {loaded.hidden_size}"
             )
+        generation_config = directory / "generation_config.json"
+        if "llm" in parts and generation_config.is_file():
+            image_llm: Any = loaded.model
+            image_llm.generation_config = GenerationConfig.from_pretrained(str(directory))
         if config["adapter"]:
             load_lora(loaded, directory / "adapter")
         video_tokenizer = build_video_tokenizer(tokenizer_config)
@@ -341,6 +383,12 @@ def read_model_config(directory: Path) -> dict[str, Any]:
             f"{file}: format {config.get('format')!r} version {config.get('version')}, expected {FORMAT} 1"
         )
     return config
+
+
+def image_llm_of(directory: Path, model_config: dict[str, Any]) -> str:
+    """The image-LLM of a saved model, as `load_backbone` takes it; "./NAME" lies within `directory`."""
+    name: str = model_config["backbone"]
+    return str(directory / name) if name.startswith("./") else name
 
 
 def trained_vision_options(model_config: dict[str, Any]) -> VisionOptions:

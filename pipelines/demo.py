@@ -143,6 +143,7 @@ def _serve_and_ask(config: DemoConfig, world: Path) -> dict[str, Any]:
                     }
                 ],
                 "max_tokens": 8,
+                "linvt": {"evidence": True},
             },
             timeout=120,
         )

@@ -11,10 +11,13 @@ import logging
 import math
 import os
 import re
+import sys
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -23,6 +26,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
+from ray._private.state import state as ray_state
 
 from linvt.backbones import VisionOptions, max_frame_side, vision_fingerprint
 from linvt.extraction.assembly import assemble_shard
@@ -103,7 +107,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         )
         if len(shards.pending):
             _start_ray(session)
-            with _workers_errors_in_short():
+            with _workers_errors_in_short(), _no_worker_outlives_an_error():
                 _run_stages(config, asked, shards, check_lock)
         check_lock()
         if asked.outdated_feature_ids:
@@ -169,7 +173,7 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
         encode_dtype = existing[0].encode_dtype
     if encode_dtype == "auto":
         _start_ray(ray_session)
-        encode_dtype = "bfloat16" if ray.cluster_resources().get("GPU") else "float32"
+        encode_dtype = "bfloat16" if _resources().get("GPU") else "float32"
     detector_dtype = config.detector_dtype
     if detector_dtype == "auto":
         detector_dtype = existing[0].detector_dtype if existing is not None else fast_detector_dtype(config.detector)
@@ -190,6 +194,7 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
         samples_per_shard=config.samples_per_shard,
         encode_batch_size=config.encode_batch_size,
         encode_dtype=encode_dtype,
+        compile_encoder=config.compile_encoder,
         detector_dtype=detector_dtype,
         threads_per_worker=config.threads_per_worker,
     )
@@ -245,6 +250,14 @@ def _start_ray(ray_session: ExitStack) -> None:
     ray_session.callback(ray.shutdown)
 
 
+def _resources() -> Mapping[str, float]:
+    """What the cluster has, and more where an autoscaler may add nodes: a fresh cluster has but its head."""
+    now = ray.cluster_resources()
+    # Not in Ray's public API, though Ray Train and Ray Data ask for it as well. None: nobody adds nodes.
+    limits = ray_state.get_max_resources_from_cluster_config() or {}
+    return now | {name: max(now.get(name, 0), limit) for name, limit in limits.items() if limit < sys.maxsize}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Placement:
     """How many workers of each kind, and what each of them claims of the cluster."""
@@ -255,18 +268,19 @@ class _Placement:
     gpus_per_encoder: float
 
 
-def _place_workers(config: ExtractConfig, resources: Mapping[str, float]) -> _Placement:
-    """Never claims more than there is, so that every worker starts: on few CPUs they share."""
+def _place_workers(config: ExtractConfig, resources: Mapping[str, float], *, num_tasks: int) -> _Placement:
+    """Never claims more than there is, so that every worker starts: on few CPUs they share. Nor are there by default
+    more workers of a kind than tasks: machines would be rented for nothing."""
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
     share = config.gpus_per_encode_worker
-    num_encoders = config.num_encode_workers or int(gpus / (share or 1)) or max(1, int(cpus) // 4)
+    num_encoders = config.num_encode_workers or min(int(gpus / (share or 1)) or max(1, int(cpus) // 4), num_tasks)
     if share is not None and num_encoders * share > gpus:
         raise ValueError(
             f"{num_encoders} encoders with {share:g} of a GPU each do not fit on this cluster's {gpus:g} GPUs; lower "
             "--num-encode-workers or --gpus-per-encode-worker"
         )
     # A process that feeds a GPU keeps a CPU busy; without GPUs shot detection takes most of the time.
-    num_decoders = config.num_decode_workers or max(1, int(cpus - gpus))
+    num_decoders = config.num_decode_workers or min(max(1, int(cpus - gpus)), num_tasks)
     return _Placement(
         num_decoders=num_decoders,
         num_encoders=num_encoders,
@@ -278,17 +292,15 @@ def _place_workers(config: ExtractConfig, resources: Mapping[str, float]) -> _Pl
 
 def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards, check_lock: Callable[[], None]) -> None:
     """Decodes, encodes and assembles everything that is pending."""
-    # A run that failed in this process may still hold its workers, and with them the CPUs that this one waits for.
-    gc.collect()
-    placement = _place_workers(config, ray.cluster_resources())
+    # One block a task: a task is one call of a decoder, and its outcome one call of an encoder.
+    total = shards.pending.num_rows
+    size = max(config.videos_per_task, math.ceil(total / _MAX_TASKS))
+    placement = _place_workers(config, _resources(), num_tasks=math.ceil(total / size))
     logger.info("%d decoders and %d encoders", placement.num_decoders, placement.num_encoders)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = config.stall_timeout_s
 
-    # One block a task: a task is one call of a decoder, and its outcome one call of an encoder.
-    total = shards.pending.num_rows
-    size = max(config.videos_per_task, math.ceil(total / _MAX_TASKS))
     decided = (
         ray.data.from_arrow([shards.pending.slice(start, size).combine_chunks() for start in range(0, total, size)])
         .map_batches(
@@ -321,8 +333,9 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards, check
     assemblies: list[ray.ObjectRef] = []
     tally = Tally(num_decoders=placement.num_decoders, num_encoders=placement.num_encoders)
     started = time.monotonic()
-    with Progress(total, unit="video") as progress:
-        batches: Iterable[Any] = decided.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    # Closed, so that an error in here ends the run's workers at once.
+    iterator: Any = iter(decided.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with Progress(total, unit="video") as progress, closing(iterator) as batches:
         for batch in batches:
             check_lock()
             columns = batch.to_pydict()
@@ -342,6 +355,28 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards, check
     resources = ray.cluster_resources()
     facts = tally.summary(time.monotonic() - started, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
     logger.info("this run: %s", json.dumps(facts))
+
+
+@contextmanager
+def _no_worker_outlives_an_error() -> Iterator[None]:
+    """Ends the workers of a run that fails, or a next one in this process would wait for their CPUs.
+
+    Where a worker raised the error, Ray ends the others when nothing refers to them any more; a traceback's local
+    variables do, for as long as somebody keeps the error.
+    """
+    try:
+        yield
+    except BaseException as error:
+        for thread in threading.enumerate():
+            if thread.name.startswith("StreamingExecutor"):  # Ray Data's, which ends with its run.
+                thread.join(timeout=30)
+        chain: list[BaseException | None] = [error]
+        for each in chain:
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)
+                chain += [other for other in (each.__cause__, each.__context__) if other not in chain]
+        gc.collect()
+        raise
 
 
 @contextmanager

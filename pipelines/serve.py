@@ -17,7 +17,8 @@ from ray import serve
 from linvt.extraction.identity import FeatureSpec
 from linvt.serving.config import ServeConfig
 from linvt.serving.feature_spec import trained_feature_spec
-from pipelines._chat_server import chat_deployment
+from pipelines._gateway import gateway_deployment
+from pipelines._model_replica import model_deployment
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ def serve_until_stopped(config: ServeConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def running(config: ServeConfig) -> Any:
     """The endpoint, up and answering, at the URL that this gives; on exit it is taken down."""
-    api_key = _api_key(config)
-    spec, encode_batch_size = _feature_spec(config)
+    # What is wrong with the configuration is told before anything starts.
+    _api_key(config)
+    _feature_spec(config)
     with contextlib.ExitStack() as session:
         if not ray.is_initialized():
             # Workers' output would mix with the outcome on stdout; it is in Ray's own logs.
@@ -69,7 +71,7 @@ def running(config: ServeConfig) -> Any:
         _check_port(config)
         session.callback(serve.shutdown)
         serve.start(http_options={"host": config.host, "port": config.port})
-        serve.run(_application(config, spec, encode_batch_size, api_key), name=_APP_NAME, route_prefix="/")
+        serve.run(application(config), name=_APP_NAME, route_prefix="/")
         url = f"http://{_reachable(config.host)}:{config.port}"
         # A Serve that ran already keeps its own address, and would leave ours dead.
         try:
@@ -79,9 +81,10 @@ def running(config: ServeConfig) -> Any:
         yield f"{url}/v1"
 
 
-def _application(
-    config: ServeConfig, spec: FeatureSpec, encode_batch_size: int, api_key: str | None
-) -> serve.Application:
+def application(config: ServeConfig) -> serve.Application:
+    """What Ray Serve runs. Raises ValueError for a model or a key that cannot be used."""
+    api_key = _api_key(config)
+    spec, encode_batch_size = _feature_spec(config)
     gpus = config.num_gpus
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
@@ -91,13 +94,25 @@ def _application(
         detector_weights=config.detector_weights and config.detector_weights.resolve(),
         allowed_media_dir=tuple(path.resolve() for path in config.allowed_media_dir),
     )
-    return chat_deployment.options(
-        num_replicas=config.num_replicas,
-        # Replicas refuse by themselves, with an OpenAI error body; Ray only guards against a flood.
-        max_ongoing_requests=4 * (config.max_queued_requests + 2),
-        max_queued_requests=16 * (config.max_queued_requests + 2),
+    fewest, most = config.replica_range
+    if fewest == most:
+        size: dict[str, Any] = {"num_replicas": fewest}
+    else:
+        scaling = {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": config.max_batch}
+        size = {"autoscaling_config": scaling | {"upscale_delay_s": config.scale_up_delay_s}}
+    model = model_deployment.options(
+        # Beside the rows of a batch, as many requests whose media are being encoded.
+        max_ongoing_requests=2 * config.max_batch,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": gpus},
-    ).bind(absolute, spec, encode_batch_size, api_key)
+        **size,
+    ).bind(absolute, spec, encode_batch_size)
+    return gateway_deployment.options(
+        # It refuses by itself, with an OpenAI error body; Ray only guards against a flood.
+        max_ongoing_requests=4 * config.max_requests,
+        max_queued_requests=16 * config.max_requests,
+        # It mostly waits.
+        ray_actor_options={"num_cpus": 0},
+    ).bind(absolute, spec, api_key, model)
 
 
 def _feature_spec(config: ServeConfig) -> tuple[FeatureSpec, int]:

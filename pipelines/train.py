@@ -16,13 +16,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from linvt.command import Stopped
+from linvt.model_card import CARD_FILE, Training, model_card
+from linvt.training.best import BEST_LINK
+from linvt.training.checkpoint import latest_checkpoint, step_of
 from linvt.training.config import TrainConfig
-from linvt.training.context import plain_context
+from linvt.training.context import on_first_worker, plain_context
 from linvt.training.engine import end_process_group
+from linvt.training.guards import TrainingFailed
 from linvt.training.loop import MODEL_FOLDER, count_steps, first_and_last_loss, load_held_out_visits, load_visits
 from linvt.training.loop import train as run_loop
 from linvt.training.metrics import METRICS_FILE, last_training_line, read_metrics
-from linvt.training.run_folder import LEFT_OUT_FILE, RAY_FOLDER, SUMMARY_FILE, open_run_folder, write_json, write_text
+from linvt.training.report import write_report
+from linvt.training.run_folder import (
+    LEFT_OUT_FILE,
+    MIXTURE_FILE,
+    RAY_FOLDER,
+    STOP_FILE,
+    SUMMARY_FILE,
+    open_run_folder,
+    write_json,
+    write_text,
+)
+from linvt.training.stopping import noticing_sigterm
+from linvt.video_llm import read_model_config
 from pipelines._progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -37,38 +54,104 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Run a training to its end and return its outcome.
 
     Raises ValueError for a configuration or data that cannot be trained on, FloatingPointError where the loss stops
-    being finite. Killed at any point, the same call with on_existing="resume" goes on from its latest checkpoint.
+    being finite, TrainingFailed for a run that goes nowhere, Stopped after a SIGTERM. Stopped or killed at any point,
+    the same call with on_existing="resume" goes on from its latest checkpoint.
     """
-    started = time.monotonic()
-
-    # 1. What is there, and what is asked for.
-    config = _with_absolute_paths(config)
-    finished = open_run_folder(config)
-    if finished is not None:
-        logger.info("%s holds this run, finished", config.out)
-        return finished
-    run_dir = Path(config.out)
-
-    # 2. What it trains on, before any worker starts: what is wrong with the data is the user's to hear at once.
-    visits = load_visits(config)
-    load_held_out_visits(config)
-    num_steps = count_steps(config, visits)
-    write_text(run_dir / LEFT_OUT_FILE, "".join(json.dumps(asdict(item)) + "\n" for item in visits.left_out))
-    if visits.left_out:
-        logger.warning("%d annotated media are left out; %s says why", len(visits.left_out), run_dir / LEFT_OUT_FILE)
-
-    # 3. The work.
+    run = _Run(_with_absolute_paths(config))
     if config.worker_range == (0, 0):
-        with plain_context(run_dir) as context:
-            run_loop(config, context)
+        with plain_context(run.folder) as context:
+            config.check_workers(context.world_size, context.world_size)
+            on_first_worker(context, run.prepare)
+            if run.outcome() is None:
+                with run.reported(writes=context.rank == 0):
+                    if not run_loop(run.config, context):
+                        raise run.stopped()
+                on_first_worker(context, run.conclude)
     else:
-        with ExitStack() as ray_session, _progress(run_dir, num_steps):
-            _run_on_ray(config, ray_session)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ValueError(f"--num-workers {config.num_workers} asks for Ray; under torchrun, ask for 0")
+        run.prepare()
+        if run.outcome() is None:
+            with run.reported():
+                with ExitStack() as ray_session, _progress(run.folder, run.num_steps):
+                    _run_on_ray(run.config, ray_session)
+                if run.steps_done() < run.num_steps:
+                    raise run.stopped()
+            run.conclude()
+    outcome = run.outcome()
+    assert outcome is not None
+    return outcome
 
-    # 4. The outcome, written last: a run without it is not finished.
-    summary = _summarise(config, num_steps, len(visits.left_out), seconds=time.monotonic() - started)
-    write_json(run_dir / SUMMARY_FILE, summary)
-    return summary
+
+class _Run:
+    """What is done once for a run, before and after the workers' work."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.folder = config, Path(config.out)
+        self.started = time.monotonic()
+
+    def prepare(self) -> None:
+        """Look at what is there and at the data: what is wrong with them is the user's to hear at once."""
+        if open_run_folder(self.config) is not None:
+            logger.info("%s holds this run, finished", self.folder)
+            return
+        (self.folder / STOP_FILE).unlink(missing_ok=True)
+        visits = load_visits(self.config)
+        load_held_out_visits(self.config)
+        self.num_steps, self.num_visits = count_steps(self.config, visits), len(visits)
+        self.num_left_out = len(visits.left_out)
+        lines = [json.dumps(asdict(item)) + "\n" for item in visits.left_out]
+        write_text(self.folder / LEFT_OUT_FILE, "".join(lines))
+        write_json(self.folder / MIXTURE_FILE, visits.mixture())
+        if visits.left_out:
+            logger.warning("%d annotated media are left out; %s says why", len(lines), self.folder / LEFT_OUT_FILE)
+
+    @contextmanager
+    def reported(self, *, writes: bool = True) -> Iterator[None]:
+        """Around the work: whatever its end, OUT/report.html tells of it."""
+        ended = "Finished."
+        try:
+            yield
+        except BaseException as error:
+            ended = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            if writes:
+                write_report(self.folder, ended=ended)
+
+    def conclude(self) -> None:
+        """The cards of the models, and the outcome, written last: a run without it is not finished."""
+        metrics = read_metrics(self.folder / METRICS_FILE)
+        for folder in (self.folder / MODEL_FOLDER, self.folder / BEST_LINK):
+            if folder.is_dir():
+                step = self.num_steps if folder.name == MODEL_FOLDER else int(folder.resolve().name.split("-")[-1])
+                training = Training(
+                    config=self.config,
+                    step=step,
+                    num_visits=self.num_visits,
+                    num_left_out=self.num_left_out,
+                    metrics=[line for line in metrics if line["step"] <= step],
+                )
+                write_text(folder / CARD_FILE, model_card(read_model_config(folder), training))
+        seconds = time.monotonic() - self.started
+        summary = _summarise(self.config, self.num_steps, self.num_left_out, seconds=seconds)
+        write_json(self.folder / SUMMARY_FILE, summary)
+
+    def steps_done(self) -> int:
+        """Of the latest checkpoint."""
+        found = latest_checkpoint(self.folder)
+        return step_of(found) if found is not None else 0
+
+    def stopped(self) -> Stopped:
+        return Stopped(
+            f"asked to stop (SIGTERM): {self.folder} has a checkpoint of step {self.steps_done()}; "
+            "run the same command with --on-existing resume to go on"
+        )
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The summary of a finished run."""
+        file = self.folder / SUMMARY_FILE
+        return json.loads(file.read_text()) if file.is_file() else None
 
 
 def _run_on_ray(config: TrainConfig, ray_session: ExitStack) -> None:
@@ -104,10 +187,13 @@ def _run_on_ray(config: TrainConfig, ray_session: ExitStack) -> None:
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        raise _first_cause(error) from error
+    stop_file = Path(config.out) / STOP_FILE
+    # After ray.init, which sets a handler of its own.
+    with noticing_sigterm(on_signal=stop_file.touch):
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            raise _first_cause(error) from error
 
 
 def _train_on_worker(loop_config: dict[str, Any]) -> None:
@@ -140,6 +226,10 @@ class RayContext:
     device: Any
     run_dir: Path
 
+    def stop_requested(self) -> bool:
+        # Workers are not told: the driver is, and leaves a file.
+        return self.rank == 0 and (self.run_dir / STOP_FILE).exists()
+
     def report(self, metrics: dict[str, float]) -> None:
         import ray.train
 
@@ -151,7 +241,7 @@ def _first_cause(error: Any) -> BaseException:
     for failure in error.worker_failures.values():
         cause = failure
         while cause is not None:
-            if isinstance(cause, ValueError | FloatingPointError):
+            if isinstance(cause, ValueError | FloatingPointError | TrainingFailed):
                 return type(cause)(str(cause))
             cause = getattr(cause, "cause", None) or cause.__cause__
     return error

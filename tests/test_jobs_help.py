@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 # The flags that each job insists on.
 REQUIRED: dict[str, list[str]] = {
     "demo": [],
+    "estimate": ["--videos", "1000", "--backbone", "molmo-7b-d"],
     "evaluate": ["--data", "questions.jsonl", "--model", "model", "--cache", "cache", "--out", "out"],
+    "export": ["--model", "model", "--out", "out"],
     "extract_features": ["--videos", "videos", "--backbone", "tiny", "--out", "out"],
     "make_world": ["--out", "out"],
     "serve": ["--model", "model"],

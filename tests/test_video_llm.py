@@ -142,6 +142,7 @@ def test_saved_and_brought_back_it_answers_the_same(model, tmp_path):
     assert names == {
         "config.json",
         "linvt.safetensors",
+        "generation_config.json",
         "adapter_config.json",
         "adapter_model.safetensors",
     }

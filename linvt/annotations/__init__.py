@@ -2,7 +2,7 @@
 
 from linvt.annotations.media import AnyExtension, MediaFolder
 from linvt.annotations.reading import FORMATS, detect_format, read_annotations, read_rows
-from linvt.annotations.rows import Annotation, RowProblem, Turn
+from linvt.annotations.rows import Annotation, RowProblem, Turn, conversations
 
 __all__ = [
     "FORMATS",
@@ -11,6 +11,7 @@ __all__ = [
     "MediaFolder",
     "RowProblem",
     "Turn",
+    "conversations",
     "detect_format",
     "read_annotations",
     "read_rows",

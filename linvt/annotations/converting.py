@@ -13,7 +13,7 @@ from linvt.annotations.duplicates import sample_keys
 from linvt.annotations.linvt_format import to_row
 from linvt.annotations.media import MediaFolder
 from linvt.annotations.reading import read_rows, with_formats
-from linvt.annotations.rows import Annotation
+from linvt.annotations.rows import Annotation, Turn, conversations
 from linvt.shards.storage import open_storage
 
 _Counts = Counter[str]
@@ -65,16 +65,19 @@ def _annotations(config: ConvertConfig, counts: _Counts) -> Iterator[Annotation]
 
 
 def _new_part(annotation: Annotation, seen: set[int], counts: _Counts) -> Annotation | None:
-    """The annotation without the samples that were seen; None if it has no other."""
+    """The annotation without the samples that were seen; None if it has no other. A conversation stays or goes whole:
+    what was said before is part of what is asked."""
     is_new = []
     for key in sample_keys(annotation):
         is_new.append(key not in seen)
         seen.add(key)
-    counts["duplicates"] += is_new.count(False)
-    if not any(is_new):
-        return None
     caption = annotation.caption
     if caption is not None and not is_new.pop(0):
         caption = None
-    turns = tuple(turn for turn, new in zip(annotation.turns, is_new, strict=True) if new)
-    return replace(annotation, caption=caption, turns=turns)
+    turns: list[Turn] = []
+    for conversation in conversations(annotation.turns):
+        of_conversation, is_new = is_new[: len(conversation)], is_new[len(conversation) :]
+        turns += conversation if any(of_conversation) else ()
+    before = (annotation.caption is not None) + len(annotation.turns)
+    counts["duplicates"] += before - (caption is not None) - len(turns)
+    return replace(annotation, caption=caption, turns=tuple(turns)) if caption is not None or turns else None

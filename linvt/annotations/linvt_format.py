@@ -1,10 +1,11 @@
 """LinVT's own format: one JSON object a row.
 
     {"media": "videos/000001.mp4", "kind": "video", "caption": "A red ball …", "section_s": [0, 12.5],
-     "qa": [{"question": "…", "answer": "…", "family": "order", "choices": ["…", "…"]}]}
+     "qa": [{"question": "…", "answer": "…", "family": "order", "choices": ["…", "…"]},
+            {"question": "…", "answer": "…", "follows": true}]}
 
-`kind` defaults to "video"; `caption`, `qa`, `section_s`, `family` and `choices` may be left out, but not both caption
-and qa.
+`kind` defaults to "video"; `caption`, `qa`, `section_s`, `family`, `choices` and `follows` may be left out, but not
+both caption and qa. `follows` says that a question was asked once the one before it was answered, in one conversation.
 """
 
 from typing import Any
@@ -43,6 +44,8 @@ def _turn_to_row(turn: Turn) -> dict[str, Any]:
         row["family"] = turn.family
     if turn.choices is not None:
         row["choices"] = list(turn.choices)
+    if turn.follows:
+        row["follows"] = True
     return row
 
 
@@ -52,7 +55,14 @@ def _parse_turn(turn: RawRow) -> Turn:
         answer=take_text(turn, "answer"),
         family=take_text_or_none(turn, "family"),
         choices=_parse_choices(turn.get("choices")),
+        follows=_parse_follows(turn.get("follows")),
     )
+
+
+def _parse_follows(follows: Any) -> bool:
+    if follows not in (None, True, False):
+        raise ValueError(f"'follows' must be true or false, got {shorten(follows)}")
+    return bool(follows)
 
 
 def _parse_choices(choices: Any) -> tuple[str, ...] | None:

@@ -3,9 +3,10 @@
     {"id": "…", "video": "academic/abc.mp4",
      "conversations": [{"from": "human", "value": "<video>\\nWhat happens?"}, {"from": "gpt", "value": "…"}, …]}
 
-An image row has "image" for "video". The placeholder of the medium is cut from the questions: where visual tokens go is
-the backbone's business. A file of captions is a file of one-turn conversations whose answers are the captions; nothing
-in a row says so, hence the formats "…-caption".
+A row is one conversation: each question after the first follows the answer before it. System messages are not read: an
+image-LLM's chat template brings its own. An image row has "image" for "video". The placeholder of the medium is cut
+from the questions: where visual tokens go is the backbone's business. A file of captions is a file of one-turn
+conversations whose answers are the captions; nothing in a row says so, hence the formats "…-caption".
 
 ShareGPTVideo (https://huggingface.co/datasets/ShareGPTVideo/train_video_and_instruction) has the same rows, but its
 "video" is a folder of frames (`c01_0001.jpeg` …, two a second), which extraction reads as a video.
@@ -23,7 +24,7 @@ _ANSWER_ROLES = ("gpt", "assistant")
 
 
 def parse_row(row: RawRow) -> Annotation:
-    """One conversation as an Annotation with one Turn for each question and answer; ValueError says what is wrong."""
+    """One conversation as an Annotation whose turns follow each other; ValueError says what is wrong."""
     media_id, kind = _parse_media(row)
     return Annotation(media_id=media_id, kind=kind, turns=_parse_turns(row))
 
@@ -49,8 +50,12 @@ def _parse_turns(row: RawRow) -> tuple[Turn, ...]:
     if len(messages) % 2 or any(role not in (_QUESTION_ROLES, _ANSWER_ROLES)[i % 2] for i, role in enumerate(roles)):
         raise ValueError(f"'conversations' must alternate between human and gpt, got {roles}")
     return tuple(
-        Turn(question=_without_placeholder(take_text(question, "value")), answer=take_text(answer, "value").strip())
-        for question, answer in zip(messages[::2], messages[1::2], strict=True)
+        Turn(
+            question=_without_placeholder(take_text(question, "value")),
+            answer=take_text(answer, "value").strip(),
+            follows=i > 0,
+        )
+        for i, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True))
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from linvt.annotations.activitynet_qa import ACTIVITYNET_QA
@@ -38,12 +38,13 @@ AUTO = "auto"
 _LOOKED_AT = 100
 
 
-def read_annotations(files: Iterable[str | Path], format: str = AUTO) -> Iterator[Annotation]:
+def read_annotations(files: Iterable[str | Path], format: str | Sequence[str] = AUTO) -> Iterator[Annotation]:
     """Yield the rows of `files` in their order, as Annotations.
 
-    `format` is one of `FORMATS`, or "auto" to tell each file's by its first rows. A broken row raises ValueError with
-    file, line and reason: a training set is never silently thinned. Rows that the set's own rules leave out are counted
-    and logged. A file that another of them is read with, such as ActivityNet-QA's answers, may be named too.
+    `format` is one of `FORMATS`, or "auto" to tell each file's by its first rows; or one of these for each file. A
+    broken row raises ValueError with file, line and reason: a training set is never silently thinned. Rows that the
+    set's own rules leave out are counted and logged. A file that another of them is read with, such as ActivityNet-QA's
+    answers, may be named too.
     """
     return _strict([read_rows(path, format) for path, format in with_formats(files, format)])
 
@@ -53,20 +54,27 @@ def read_rows(path: str | Path, format: str) -> Rows:
     return FORMATS[format].read(Path(path))
 
 
-def with_formats(files: Iterable[str | Path], format: str) -> list[tuple[Path, str]]:
-    """Each of `files` with its format; without those that are read with another of them.
+def with_formats(files: Iterable[str | Path], format: str | Sequence[str]) -> list[tuple[Path, str]]:
+    """Each of `files` with its format, one for all or one for each; without those that are read with another of them.
 
     Raises ValueError for an unknown format, one that cannot be told, and what is no file.
     """
-    if format not in (*FORMATS, AUTO):
-        raise ValueError(f"unknown annotation format {format!r}; valid formats: {sorted(FORMATS)} and {AUTO!r}")
     paths = [Path(file) for file in files]
+    for one in {format} if isinstance(format, str) else format:
+        if one not in (*FORMATS, AUTO):
+            raise ValueError(f"unknown annotation format {one!r}; valid formats: {sorted(FORMATS)} and {AUTO!r}")
+    formats = [format] * len(paths) if isinstance(format, str) else list(format)
+    if len(formats) != len(paths):
+        raise ValueError(f"{len(formats)} annotation formats for {len(paths)} files; give one for all, or one for each")
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise ValueError(f"no such annotation file: {', '.join(missing)}")
     companions = {beside for path in paths for one in FORMATS.values() for beside in one.companions(path)}
-    main = [path for path in paths if path not in companions]
-    return [(path, detect_format(path) if format == AUTO else format) for path in main]
+    return [
+        (path, detect_format(path) if one == AUTO else one)
+        for path, one in zip(paths, formats)
+        if path not in companions
+    ]
 
 
 def detect_format(path: str | Path) -> str:

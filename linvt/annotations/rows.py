@@ -1,6 +1,7 @@
 """The one row type that every annotation format is read into, and what stands for a row that gives none."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,8 @@ class Turn:
     """The question's family, by which evaluation groups its scores."""
     choices: tuple[str, ...] | None = None
     """The options of a multiple-choice question, the answer among them."""
+    follows: bool = False
+    """Asked once the turn before it was answered, in one conversation with it; else a question by itself."""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -54,6 +57,19 @@ class Annotation:
             raise ValueError("neither a caption nor a question")
         if self.section_s is not None and not 0 <= self.section_s[0] < self.section_s[1] < math.inf:
             raise ValueError(f"a section must start at 0 or later and end after that, got {list(self.section_s)}")
+        if self.turns and self.turns[0].follows:
+            raise ValueError(f"the first question, {self.turns[0].question!r}, has no turn before it to follow")
+
+
+def conversations(turns: Iterable[Turn]) -> list[tuple[Turn, ...]]:
+    """Turns grouped: each question by itself is a conversation of one turn."""
+    grouped: list[tuple[Turn, ...]] = []
+    for turn in turns:
+        if turn.follows:
+            grouped[-1] += (turn,)
+        else:
+            grouped.append((turn,))
+    return grouped
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 MediaKind = Literal["video", "image"]
 Message = dict[str, Any]
@@ -100,6 +101,13 @@ class Backbone(Protocol):
         """What the assistant's turn adds to `prompt(messages)`: the answer and its end."""
         ...
 
+    def question_ids(self, messages: Sequence[Message], question: str) -> list[int]:
+        """What a further question adds to an answered conversation: the user's turn, up to where the assistant speaks.
+
+        Raises ValueError where the model's chat template has no second turn.
+        """
+        ...
+
     def text_ids(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -118,6 +126,17 @@ class Backbone(Protocol):
 
     def generate(self, embeds: Tensor, mask: Tensor, *, max_new_tokens: int, **sampling: Any) -> list[list[int]]:
         """Continues left-padded embeddings [B, L, C]; greedy unless sampling arguments say otherwise."""
+        ...
+
+    def new_cache(self) -> Cache:
+        """An empty cache of keys and values for `next_logits`."""
+        ...
+
+    def next_logits(self, embeds: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, V] after embeddings [B, L, C] that follow what `cache` holds, which they are added to.
+
+        mask [B, P + L]: which of the P cached and L new tokens are valid; padding is on the left.
+        """
         ...
 
     def lora_targets(self) -> list[str]:

@@ -35,6 +35,14 @@ class Checkpoint:
     def files_opened(self) -> list[str]:
         return sorted(self._opened)
 
+    def file_of(self, name: str) -> str:
+        """The file, within the directory, that holds a tensor."""
+        return self._files[name]
+
+    def dtype_of(self, name: str) -> str:
+        """As safetensors spell it: "F32", "BF16", …"""
+        return self._open(self._files[name]).get_slice(name).get_dtype()
+
     def read(self, name: str) -> Tensor:
         tensor = self._open(self._files[name]).get_tensor(name)
         self.tensors_read += 1

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from linvt.backbones.base import FrameTokens, MediaKind, Message, Prompt
 
@@ -92,6 +93,24 @@ class FrozenBackbone(nn.Module, ABC):
             self.pool_video_frames(tokens_TNC, grid) if kind == "video" else FrameTokens(tokens=tokens_TNC, grid=grid)
         )
 
+    def compile_vision(self, **options: Any) -> None:
+        """Compiles the blocks of the vision tower, with `options` of `torch.compile`.
+
+        Blocks of one shape share one compilation, and what is around them (grids of unlike pictures, mostly) stays as
+        it is. Results differ from the uncompiled ones in the last bits.
+        """
+        self._need("vision")
+        decoder = self._base.get_decoder() if "llm" in self.parts else None
+        kept_apart = set(decoder.modules()) if decoder is not None else set()
+        blocks = [
+            block
+            for stack in self.modules()
+            if isinstance(stack, nn.ModuleList) and stack not in kept_apart
+            for block in stack
+        ]
+        for block in blocks:
+            block.compile(**options)
+
     def fit_video_frames(self, frames: np.ndarray) -> np.ndarray:
         """Frames as a video's are shown to the model; a model whose grid follows a picture's shape gives them one."""
         return frames
@@ -106,7 +125,22 @@ class FrozenBackbone(nn.Module, ABC):
         answered = self._render([*messages, turn], add_generation_prompt=False)
         if not answered.startswith(asked):
             raise ValueError(f"{self.name}: its chat template changes the prompt once it is answered: {answered!r}")
-        return self.text_ids(answered[len(asked) :])
+        return self._added_ids(asked, answered)
+
+    def question_ids(self, messages: Sequence[Message], question: str) -> list[int]:
+        answered = self._render(messages, add_generation_prompt=False)
+        turn: Message = {"role": "user", "content": [{"type": "text", "text": question}]}
+        asked = self._render([*messages, turn], add_generation_prompt=True)
+        if not asked.startswith(answered):
+            raise ValueError(
+                f"{self.name}: its chat template changes what was said before once more is asked, so conversations of "
+                f"several turns cannot be trained on: {asked!r}"
+            )
+        return self._added_ids(answered, asked)
+
+    def _added_ids(self, before: str, whole: str) -> list[int]:
+        """The ids of what a rendered conversation has beyond its beginning `before`."""
+        return self.text_ids(whole[len(before) :])
 
     def text_ids(self, text: str) -> list[int]:
         return self.text_tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -149,6 +183,25 @@ class FrozenBackbone(nn.Module, ABC):
             end = next((i for i, token_id in enumerate(row) if token_id in stop), len(row))
             answers.append(row[:end])
         return answers
+
+    def new_cache(self) -> Cache:
+        layers = DynamicCache(config=self._base.config.get_text_config(decoder=True)).layers
+        # Sliding windows are cut by the mask instead: such layers can be padded and joined like all others.
+        return Cache(layers=[DynamicLayer() if type(one) is DynamicSlidingWindowLayer else one for one in layers])
+
+    @torch.no_grad()
+    def next_logits(self, embeds: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        self._need("llm")
+        positions = self.position_ids(mask)[..., -embeds.shape[1] :]
+        hidden_BLC = self._base.get_decoder()(
+            inputs_embeds=embeds,
+            # Without padding attention needs no mask, and is then computed as for a prompt alone.
+            attention_mask=None if bool(mask.all()) else mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self.head(hidden_BLC[:, -1])
 
     def lora_targets(self) -> list[str]:
         self._need("llm")

@@ -250,14 +250,13 @@ class GenericBackbone(FrozenBackbone):
         edges = zip([0, *stops], [*starts, len(ids)])
         return Prompt(segments=tuple(tuple(ids[start:stop]) for start, stop in edges))
 
-    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
-        asked = self._render(messages, add_generation_prompt=True)
-        turn: Message = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        answered = self._render([*messages, turn], add_generation_prompt=False)
-        before, whole = self.text_ids(asked), self.text_ids(answered)
-        if whole[: len(before)] == before:
-            return whole[len(before) :]  # A word that follows others may have other tokens than one that begins a text.
-        return super().answer_ids(messages, answer)
+    def _added_ids(self, before: str, whole: str) -> list[int]:
+        ids_before, ids = self.text_ids(before), self.text_ids(whole)
+        if ids[: len(ids_before)] == ids_before:
+            return ids[
+                len(ids_before) :
+            ]  # A word that follows others may have other tokens than one that begins a text.
+        return super()._added_ids(before, whole)
 
     def _special_tokens(self, text: str) -> bool:
         """Whether the text tokenizer still has to begin a rendered conversation, as Transformers decides it."""

@@ -4,7 +4,7 @@ The two sides talk over a socket: messages are JSON and plain arrays, never pick
 
     parent                                  child (`python -m linvt.extraction.decode_process FD PARENT BYTES`)
                                            <-  {"alive"}, once it can serve
-    {"uri", "max_side", "max_candidates"}  ->
+    {"uri", "max_side", …, "limits"}       ->
                                            <-  {"chunk": shape} + uint8 frames of the detector, or {"alive"}, repeated
                                            <-  {"read": facts} + float64 times + int64 candidates, or {"failed": …}
     {"take": indices}                      ->
@@ -12,6 +12,7 @@ The two sides talk over a socket: messages are JSON and plain arrays, never pick
 """
 
 import json
+import math
 import os
 import resource
 import signal
@@ -30,7 +31,7 @@ import numpy as np
 
 from linvt.extraction.reading import MediaRead, Unreadable, read_media
 from linvt.storage_error import StorageError
-from linvt.video import MediaInfo
+from linvt.video import NO_LIMITS, MediaInfo, MediaLimits
 
 _SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
 # On a busy machine a child's imports can take longer than an impatient caller grants an input, which isn't to blame.
@@ -40,7 +41,7 @@ _START_TIMEOUT_S = 120.0
 class DecoderDied(Exception):
     """The process ended, or had to be ended, while it worked on an input.
 
-    error_class: "DecoderCrashed", "DecoderStalled" or "DecoderOutOfMemory".
+    error_class: "DecoderCrashed", "DecoderStalled", "DecoderTooSlow" or "DecoderOutOfMemory".
     """
 
     def __init__(self, error_class: str, message: str) -> None:
@@ -54,18 +55,30 @@ class DecodeProcess:
 
     child_module = "linvt.extraction.decode_process"
 
-    def __init__(self, *, stall_timeout_s: float, memory_mb: int) -> None:
-        """stall_timeout_s: longest silence of a child at work. memory_mb: how much its address space may grow."""
+    def __init__(
+        self,
+        *,
+        stall_timeout_s: float,
+        memory_mb: int,
+        timeout_s: float = math.inf,
+        limits: MediaLimits = NO_LIMITS,
+    ) -> None:
+        """stall_timeout_s: longest silence of a child at work. memory_mb: how much its address space may grow.
+        timeout_s: longest work on one input, the caller's between two chunks included."""
         self._stall_timeout_s, self._memory_mb = stall_timeout_s, memory_mb
+        self._timeout_s, self._limits = timeout_s, limits
+        self._deadline = math.inf
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
     def __call__(self, uri: str, max_side: int, max_candidates: int) -> Generator[np.ndarray, None, MediaRead]:
         """Raises Unreadable or StorageError as `read_media` does, and DecoderDied."""
-        connection = self._started()
+        self._start()
         finished = False
+        self._deadline = time.monotonic() + self._timeout_s
+        asked = {"uri": uri, "max_side": max_side, "max_candidates": max_candidates, "limits": asdict(self._limits)}
         try:
-            _send(connection, {"uri": uri, "max_side": max_side, "max_candidates": max_candidates})
+            self._ask(asked)
             while True:
                 message = self._received()
                 if "chunk" in message:
@@ -107,7 +120,7 @@ class DecodeProcess:
     def __del__(self) -> None:
         self.close()
 
-    def _started(self) -> Connection:
+    def _start(self) -> None:
         if self._process is None or self._connection is None:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -123,12 +136,18 @@ class DecodeProcess:
                     # The modules that this process found must be those that the child finds.
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 )
+            self._deadline = math.inf
             self._bytes(max(self._stall_timeout_s, _START_TIMEOUT_S))
-        return self._connection
+
+    def _ask(self, message: dict[str, Any]) -> None:
+        assert self._connection is not None
+        try:
+            _send(self._connection, message)
+        except OSError as error:
+            raise self._death() from error
 
     def _take(self, indices: np.ndarray) -> np.ndarray:
-        assert self._connection is not None
-        _send(self._connection, {"take": np.asarray(indices).tolist()})
+        self._ask({"take": np.asarray(indices).tolist()})
         return self._array(np.uint8, self._received()["frames"])
 
     def _received(self) -> dict[str, Any]:
@@ -139,12 +158,15 @@ class DecodeProcess:
 
     def _bytes(self, timeout_s: float) -> bytes:
         assert self._connection is not None
+        left_s = self._deadline - time.monotonic()
         try:
-            if self._connection.poll(timeout_s):
+            if self._connection.poll(max(0.0, min(timeout_s, left_s))) and left_s > 0:
                 return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._death() from error
         self.close()
+        if left_s < timeout_s:
+            raise DecoderDied("DecoderTooSlow", f"not done after {self._timeout_s:g} s; the process was ended")
         raise DecoderDied("DecoderStalled", f"no sign of life for {timeout_s:g} s; the process was ended")
 
     def _death(self) -> DecoderDied:
@@ -208,7 +230,8 @@ def _read(connection: Connection, request: dict[str, Any]) -> MediaRead:
             _send(connection, {"alive": True})
             last_sign = time.monotonic()
 
-    chunks = read_media(request["uri"], request["max_side"], request["max_candidates"], alive=alive)
+    limits = MediaLimits(**request["limits"])
+    chunks = read_media(request["uri"], request["max_side"], request["max_candidates"], alive=alive, limits=limits)
     while True:
         try:
             chunk = next(chunks)

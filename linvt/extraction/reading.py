@@ -13,7 +13,16 @@ import numpy as np
 from linvt.extraction.fetch import error_class, local_copy, names_no_file
 from linvt.extraction.frame_folders import split_frame_folder_uri
 from linvt.storage_error import explained
-from linvt.video import DecodedVideo, MediaError, MediaInfo, is_frame, stream_frame_folder, stream_video
+from linvt.video import (
+    NO_LIMITS,
+    DecodedVideo,
+    MediaError,
+    MediaInfo,
+    MediaLimits,
+    is_frame,
+    stream_frame_folder,
+    stream_video,
+)
 
 
 @dataclass(slots=True)
@@ -54,7 +63,12 @@ Reader = Callable[[str, int, int], Generator[np.ndarray, None, MediaRead]]
 
 
 def read_media(
-    uri: str, max_side: int, max_candidates: int, *, alive: Callable[[], None] = lambda: None
+    uri: str,
+    max_side: int,
+    max_candidates: int,
+    *,
+    alive: Callable[[], None] = lambda: None,
+    limits: MediaLimits = NO_LIMITS,
 ) -> Generator[np.ndarray, None, MediaRead]:
     """A `Reader` in this process. Raises Unreadable, StorageError or MemoryError."""
     started = time.perf_counter()
@@ -62,9 +76,11 @@ def read_media(
         with local_copy(uri, alive) as (path, sha256):
             fetch_s, size_bytes = time.perf_counter() - started, _size_bytes(path)
             if frames := split_frame_folder_uri(uri):
-                stream = stream_frame_folder(path, frames[1], max_side=max_side, max_candidates=max_candidates)
+                stream = stream_frame_folder(
+                    path, frames[1], max_side=max_side, max_candidates=max_candidates, limits=limits
+                )
             else:
-                stream = stream_video(path, max_side=max_side, max_candidates=max_candidates)
+                stream = stream_video(path, max_side=max_side, max_candidates=max_candidates, limits=limits)
             try:
                 video, decode_s = yield from _timed(stream)
             except MediaError as error:

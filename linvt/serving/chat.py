@@ -1,20 +1,23 @@
-"""A chat request answered by a model: messages and media in, text as it comes, then usage and evidence."""
+"""A chat request answered by a model: messages and media in, text as it comes, then usage and evidence.
 
-import threading
+`Answering` is made once the media are encoded; a `Batcher` generates its rows; its `reply` is what came of them.
+"""
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
-from transformers.generation import StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
-from linvt.answering import Slot, embed_prompt, fill_slots, frame_token_weights, generate
+from linvt.answering import Slot, embed_prompt, fill_slots, frame_token_weights
 from linvt.evidence import over_frames, over_shots
+from linvt.serving.batching import Generated, Row
 from linvt.serving.errors import RequestError
 from linvt.serving.requests import ChatCompletionRequest, ImagePart, TextPart
-from linvt.serving.responses import Moment, Usage, video_entry, video_evidence
+from linvt.serving.responses import ChoiceReply, LogProb, Moment, Piece, Reply, Usage, video_entry, video_evidence
+from linvt.serving.sampling import Choice, Sampling
+from linvt.serving.text_stream import TextStream
 from linvt.shards import CachedVideo
 from linvt.video_llm import VideoLLM
 
@@ -27,22 +30,12 @@ class MediaPart:
     url: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """The whole answer. `videos` are the entries of `linvt.videos` for the request's videos, in order."""
-
-    text: str
-    finish_reason: Literal["stop", "length"]
-    usage: Usage
-    videos: list[dict[str, Any]]
-
-
 def conversation(request: ChatCompletionRequest) -> tuple[list[dict[str, Any]], list[MediaPart]]:
     """The messages as a backbone's chat template takes them, and their media in order."""
     messages, media = [], []
     for message in request.messages:
         parts: list[dict[str, Any]] = []
-        for part in message.content:
+        for part in message.parts:
             if isinstance(part, TextPart):
                 parts.append({"type": "text", "text": part.text})
                 continue
@@ -55,43 +48,120 @@ def conversation(request: ChatCompletionRequest) -> tuple[list[dict[str, Any]], 
     return messages, media
 
 
-def reply_to(
-    llm: VideoLLM,
-    request: ChatCompletionRequest,
-    media: Sequence[tuple[CachedVideo, bool]],
-    *,
-    max_new_tokens: int,
-    emit: Callable[[str], None],
-    cancelled: threading.Event,
-) -> Reply:
-    """Answers a request whose media are encoded; `media` says of each whether it came from the cache.
+class Answering:
+    """A request on its way. Making it runs LinVT and embeds the prompt; `reply` computes the evidence, if asked for."""
 
-    Text is emitted as it is certain: what might become a stop sequence is held back. Greedy unless the request sets a
-    temperature. Once `cancelled` is set, generation ends at the next token. Raises RequestError 400 for a conversation
-    that the model cannot take.
-    """
-    messages, _ = conversation(request)
-    videos = [item for item, _ in media]
-    slots, prompt_LC = _prompt(llm, messages, videos, return_maps=request.linvt.wants_evidence)
-    limit = _room(llm, len(prompt_LC), request, max_new_tokens)
-    stream = _TextStream(llm, stops=request.stops, emit=emit)
-    sampling = _sampling(request)
-    with torch.random.fork_rng(enabled=sampling["do_sample"]):
-        if request.seed is not None:
-            torch.manual_seed(request.seed)
-        (ids,) = generate(
-            llm,
-            [prompt_LC],
-            max_new_tokens=limit,
-            streamer=stream,
-            stopping_criteria=StoppingCriteriaList([_StopWhen(lambda: cancelled.is_set() or stream.stopped)]),
-            **sampling,
+    def __init__(
+        self,
+        llm: VideoLLM,
+        request: ChatCompletionRequest,
+        media: Sequence[tuple[CachedVideo, bool]],
+        *,
+        max_new_tokens: int,
+        emit: Callable[[Piece], None] = lambda _: None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`media` says of each whether it came from the cache. `emit` is told text as it is certain: what might become
+        a stop sequence is held back. Once `is_cancelled`, generation ends at the next token.
+
+        Raises RequestError 400 for a conversation that the model cannot take.
+        """
+        self._llm, self._request, self._media = llm, request, media
+        self._messages, _ = conversation(request)
+        videos = [item for item, _ in media]
+        self._slots, prompt_LC = _prompt(llm, self._messages, videos, return_maps=request.linvt.wants_evidence)
+        self._num_prompt_tokens = len(prompt_LC)
+        limit = _room(llm, len(prompt_LC), request, max_new_tokens)
+        self._writers = [_Writer(llm, request, index, emit) for index in range(request.num_choices)]
+        self.rows = [
+            Row(
+                prompt=prompt_LC,
+                max_new_tokens=limit,
+                sampling=_sampling(llm, request, index),
+                on_token=writer.put,
+                on_end=writer.end,
+                is_cancelled=is_cancelled,
+            )
+            for index, writer in enumerate(self._writers)
+        ]
+        """One a choice, for a `Batcher`."""
+
+    @property
+    def wants_evidence(self) -> bool:
+        """Whether `reply` takes forward and backward passes."""
+        return self._request.linvt.wants_evidence
+
+    def reply(self) -> Reply:
+        """The whole answer, once all rows are done."""
+        generated = [row.future.result() for row in self.rows]
+        return Reply(
+            choices=[writer.reply(one) for writer, one in zip(self._writers, generated)],
+            usage=Usage(
+                prompt_tokens=self._num_prompt_tokens, completion_tokens=sum(len(one.ids) for one in generated)
+            ),
+            videos=_evidence(self._llm, self._request, self._messages, self._media, self._slots, generated[0].ids),
+            from_cache=[from_cache for _, from_cache in self._media],
         )
-    return Reply(
-        text=stream.text,
-        finish_reason="length" if len(ids) == limit and not stream.stopped else "stop",
-        usage=Usage(prompt_tokens=len(prompt_LC), completion_tokens=len(ids)),
-        videos=[] if cancelled.is_set() else _evidence(llm, request, messages, media, slots, ids),
+
+
+class _Writer:
+    """Makes the text of one choice of its tokens."""
+
+    def __init__(
+        self, llm: VideoLLM, request: ChatCompletionRequest, index: int, emit: Callable[[Piece], None]
+    ) -> None:
+        self._decode, self._index, self._emit = llm.backbone.decode, index, emit
+        self._stream = TextStream(llm.backbone.decode, stops=request.stops, emit=self._emit_text)
+        self._ids: list[int] = []
+        self._log_probs: list[LogProb] | None = [] if request.logprobs else None
+        self._num_emitted_log_probs = 0
+
+    def put(self, choice: Choice) -> bool:
+        if self._log_probs is not None:
+            assert choice.log_prob is not None
+            self._log_probs.append(
+                LogProb(
+                    token=self._piece(choice.token_id),
+                    log_prob=choice.log_prob,
+                    alternatives=tuple((self._piece(token_id), value) for token_id, value in choice.alternatives),
+                )
+            )
+        self._ids.append(choice.token_id)
+        return self._stream.put(choice.token_id)
+
+    def end(self) -> None:
+        self._stream.end()
+
+    def reply(self, generated: Generated) -> ChoiceReply:
+        return ChoiceReply(text=self._stream.text, finish_reason=generated.finish_reason, log_probs=self._log_probs)
+
+    def _piece(self, token_id: int) -> str:
+        """What a token adds to the text, so that the tokens' texts together are the answer's."""
+        return self._decode([*self._ids, token_id])[len(self._decode(self._ids)) :]
+
+    def _emit_text(self, text: str) -> None:
+        log_probs = None
+        if self._log_probs is not None:
+            log_probs = self._log_probs[self._num_emitted_log_probs :]
+            self._num_emitted_log_probs = len(self._log_probs)
+        self._emit(Piece(index=self._index, text=text, log_probs=log_probs))
+
+
+def _sampling(llm: VideoLLM, request: ChatCompletionRequest, index: int) -> Sampling:
+    model: Any = llm.backbone.model
+    default: float | None = model.generation_config.repetition_penalty
+    return Sampling(
+        temperature=request.temperature or 0.0,
+        top_p=request.top_p or 1.0,
+        # vLLM's clients say "all" by -1.
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=request.repetition_penalty or default or 1.0,
+        # Choices of one request differ, and the first is what the seed gives alone.
+        seed=None if request.seed is None else request.seed + index,
+        num_log_probs=(request.top_logprobs or 0) if request.logprobs else None,
     )
 
 
@@ -122,13 +192,6 @@ def _room(llm: VideoLLM, num_prompt_tokens: int, request: ChatCompletionRequest,
     return room
 
 
-def _sampling(request: ChatCompletionRequest) -> dict[str, Any]:
-    if not request.temperature:
-        return {"do_sample": False}
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": request.temperature}
-    return sampling if request.top_p is None else sampling | {"top_p": request.top_p}
-
-
 def _evidence(
     llm: VideoLLM,
     request: ChatCompletionRequest,
@@ -137,10 +200,11 @@ def _evidence(
     slots: Sequence[Slot],
     ids: list[int],
 ) -> list[dict[str, Any]]:
-    entries = []
-    weights = frame_token_weights(
-        llm, messages, slots, [item for item, _ in media], ids, per_answer_token=request.linvt.evidence_per_token
-    )
+    entries, weights = [], [None] * len(media)
+    if request.linvt.wants_evidence:
+        weights = frame_token_weights(
+            llm, messages, slots, [item for item, _ in media], ids, per_answer_token=request.linvt.evidence_per_token
+        )
     for (item, from_cache), weights_RTN in zip(media, weights, strict=True):
         if item.kind == "image":
             continue
@@ -172,50 +236,3 @@ def _moments(item: CachedVideo, weights_TN: torch.Tensor) -> list[Moment]:
         Moment(timestamp_s=float(time_s), weight=weight)
         for time_s, weight in zip(item.timestamps_s, over_frames(weights_TN).tolist(), strict=True)
     ]
-
-
-class _StopWhen:
-    """A stopping criterion that looks at nothing but a condition of ours."""
-
-    def __init__(self, condition: Callable[[], bool]) -> None:
-        self._condition = condition
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._condition(), dtype=torch.bool, device=input_ids.device)
-
-
-class _TextStream(BaseStreamer):
-    """Token ids in, text out as soon as no later token can change it; ends before the first stop sequence."""
-
-    def __init__(self, llm: VideoLLM, *, stops: list[str], emit: Callable[[str], None]) -> None:
-        self._decode, self._stop_ids = llm.backbone.decode, set(llm.backbone.stop_ids)
-        self._stops, self._emit = stops, emit
-        self._ids: list[int] = []
-        self._num_emitted = 0
-        self.text, self.stopped = "", False
-
-    def put(self, value: torch.Tensor) -> None:
-        if value.ndim > 1 or self.stopped:  # the prompt comes first, as a batch
-            return
-        self._ids += [token_id for token_id in value.tolist() if token_id not in self._stop_ids]
-        self.text = self._decode(self._ids)
-        found = [self.text.find(stop) for stop in self._stops if stop in self.text]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
-        self._emit_up_to(len(self.text) if self.stopped else self._num_certain())
-
-    def end(self) -> None:
-        self._emit_up_to(len(self.text))
-
-    def _num_certain(self) -> int:
-        # A character cut in the middle decodes to U+FFFD until its last byte comes.
-        certain = len(self.text.rstrip("\N{REPLACEMENT CHARACTER}"))
-        for stop in self._stops:
-            begun = next((n for n in range(len(stop) - 1, 0, -1) if self.text.endswith(stop[:n])), 0)
-            certain = min(certain, len(self.text) - begun)
-        return certain
-
-    def _emit_up_to(self, end: int) -> None:
-        if end > self._num_emitted:
-            self._emit(self.text[self._num_emitted : end])
-            self._num_emitted = end

@@ -3,49 +3,48 @@
 Shape legend: T kept frames, H×W pixels.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
-import av
-import av.error
 import numpy as np
 
 from linvt.backbones import Backbone
 from linvt.extraction.decode import decode_input
+from linvt.extraction.decode_process import DecoderDied
 from linvt.extraction.encode import encode_input
+from linvt.extraction.frame_folders import frame_folder_uri
 from linvt.extraction.identity import FeatureSpec
 from linvt.extraction.inputs import MediaFile
 from linvt.extraction.plan import PlannedInput
+from linvt.extraction.reading import Reader, read_media
 from linvt.extraction.rows import VideoRow
 from linvt.serving.errors import RequestError
-from linvt.serving.media import IMAGE_CONTAINERS, LocalMedia
+from linvt.serving.media import FRAMES, IMAGE_CONTAINERS
 from linvt.serving.requests import VideoOptions
 from linvt.shards import CachedVideo
 from linvt.shots import fast_detector_dtype, load_detector
 
+_FRAMES_FPS = 1.0
+"""Frames that a client took come without times; these are their numbers, in seconds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeOrder:
-    """What to make of one media file. Small and picklable: it crosses to the process that decodes."""
+    """What to make of one media file."""
 
-    path: Path
     kind: Literal["video", "image"]
     spec: FeatureSpec
     """`num_frames` is the most frames to keep."""
     detector: str
     detector_weights: Path | None = None
-    fps: float | None
-    """Frames to keep per second of video, instead of `spec.num_frames`, which then only bounds them."""
-    max_duration_s: float
-    max_frame_pixels: float
+    is_frames: bool = False
+    """Whether it is a folder of frames."""
 
 
 def decode_order(
-    media: LocalMedia,
+    container: str,
     kind: Literal["video", "image"],
     options: VideoOptions,
     *,
@@ -53,10 +52,11 @@ def decode_order(
     detector: str,
     detector_weights: Path | None = None,
     max_frames: int,
-    max_duration_s: float,
-    max_frame_pixels: float,
 ) -> DecodeOrder:
-    """The order for a file of a request. Raises RequestError: 400 for too many frames, 422 for a video as an image."""
+    """The order for media of a request, in this `container` (`LocalMedia`).
+
+    Raises RequestError: 400 for too many frames, 422 for a video as an image.
+    """
     if options.num_frames is not None and options.num_frames > max_frames:
         raise RequestError(
             400,
@@ -64,47 +64,46 @@ def decode_order(
             code="too_many_frames",
             param="media_io_kwargs.video.num_frames",
         )
-    if kind == "image" and media.container not in IMAGE_CONTAINERS:
+    if kind == "image" and container not in IMAGE_CONTAINERS:
         raise RequestError(
             422,
-            f"image_url leads to {media.container}; expected one of {', '.join(sorted(IMAGE_CONTAINERS))}",
+            f"image_url leads to {container}; expected one of {', '.join(sorted(IMAGE_CONTAINERS))}",
             code="media_not_decodable",
         )
-    num_frames = max_frames if options.fps is not None else options.num_frames or spec.num_frames
+    is_frames = container == FRAMES
+    # Of frames that the client chose none is left out, unless it says so.
+    all_frames = max_frames if is_frames or options.fps is not None else spec.num_frames
+    num_frames = options.num_frames or all_frames
     # The kept frames are chosen among the candidates: too few of them would blur the choice.
     few = num_frames == spec.num_frames or 2 * num_frames <= spec.max_candidates
     max_candidates = spec.max_candidates if few else 2 * num_frames
+    spec = replace(spec, num_frames=num_frames, max_candidates=max_candidates)
+    if options.fps is not None:
+        spec = replace(spec, sampling="fps", fps=options.fps)
     return DecodeOrder(
-        path=media.path,
         kind=kind,
-        spec=replace(spec, num_frames=num_frames, max_candidates=max_candidates),
-        detector=detector,
-        detector_weights=detector_weights,
-        fps=options.fps,
-        max_duration_s=max_duration_s,
-        max_frame_pixels=max_frame_pixels,
+        spec=spec,
+        # Between frames that a client took, every one is a cut.
+        detector="none" if is_frames else detector,
+        detector_weights=None if is_frames else detector_weights,
+        is_frames=is_frames,
     )
 
 
-def decode(order: DecodeOrder) -> tuple[VideoRow, np.ndarray | None]:
+def decode(order: DecodeOrder, path: Path, read: Reader = read_media) -> tuple[VideoRow, np.ndarray | None]:
     """Decodes, finds shots, keeps frames uint8 [T, H, W, 3]; bad media become a quarantined row without frames.
 
-    Meant for a process of its own: a decoder can crash, hang or outgrow memory on hostile media.
+    A server of strangers' media passes as `read` a `DecodeProcess` with limits: a decoder can crash, hang or outgrow
+    memory on hostile media, which is then a quarantined row too.
     """
-    spec = order.spec
-    media = MediaFile(video_id=order.path.name, uri=str(order.path), size_bytes=None, modified=None)
-    planned = PlannedInput(slot=0, shard=0, generation=0, media=media)
-    claimed = _claims(order.path)
-    problem = _beyond_limits(order, claimed.duration_s, claimed.frame_pixels)
-    if problem is not None:
-        return VideoRow.of(planned).quarantined("open", "BeyondLimits", problem), None
-    if order.fps is not None and claimed.duration_s is not None:
-        spec = replace(spec, num_frames=max(1, min(spec.num_frames, math.ceil(order.fps * claimed.duration_s))))
-    row, frames = decode_input(planned, _detector(order.detector, order.detector_weights), spec)
-    problem = _beyond_limits(order, row.duration_s, None)
-    if problem is not None:
-        return row.quarantined("decode", "BeyondLimits", problem), None
-    return row, frames
+    uri = frame_folder_uri(str(path), _FRAMES_FPS) if order.is_frames else str(path)
+    planned = PlannedInput(
+        slot=0, shard=0, generation=0, media=MediaFile(video_id=path.name, uri=uri, size_bytes=None, modified=None)
+    )
+    try:
+        return decode_input(planned, _detector(order.detector, order.detector_weights), order.spec, read)
+    except DecoderDied as death:
+        return VideoRow.of(planned).quarantined("decode", death.error_class, death.message), None
 
 
 def encode(
@@ -126,35 +125,3 @@ def encode(
 @lru_cache(maxsize=2)
 def _detector(name: str, weights: Path | None):
     return load_detector(name, weights=weights, dtype=fast_detector_dtype(name))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Claims:
-    """What a container's header says, which costs no decoding; None where it says nothing."""
-
-    duration_s: float | None = None
-    frame_pixels: int | None = None
-
-
-def _claims(path: Path) -> _Claims:
-    with path.open("rb") as file:
-        # As in linvt.video: without its name and without protocols, so that no playlist opens anything.
-        nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
-        try:
-            with av.open(nameless, "r", container_options={"protocol_whitelist": ""}) as container:
-                return _Claims(
-                    duration_s=None if container.duration is None else container.duration / av.time_base,
-                    frame_pixels=max(
-                        (stream.width * stream.height for stream in container.streams.video), default=None
-                    ),
-                )
-        except av.error.FFmpegError:
-            return _Claims()
-
-
-def _beyond_limits(order: DecodeOrder, duration_s: float | None, frame_pixels: int | None) -> str | None:
-    if duration_s is not None and duration_s > order.max_duration_s:
-        return f"{duration_s:.0f} s long; this server takes at most {order.max_duration_s:.0f} s"
-    if frame_pixels is not None and frame_pixels > order.max_frame_pixels:
-        return f"frames of {frame_pixels} pixels; this server takes at most {order.max_frame_pixels:.0f}"
-    return None

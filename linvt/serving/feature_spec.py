@@ -8,7 +8,7 @@ from linvt.backbones import max_frame_side, vision_fingerprint
 from linvt.extraction.identity import FeatureSpec
 from linvt.shards.layout import Sampling
 from linvt.shots import detector_fingerprint, published_threshold
-from linvt.video_llm import read_model_config, trained_vision_options
+from linvt.video_llm import image_llm_of, read_model_config, trained_vision_options
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,11 @@ def trained_feature_spec(
     config = read_model_config(model)
     trained = config["extraction"].get("feature", {})
     options = trained_vision_options(config)
-    fingerprint = vision_fingerprint(config["backbone"], options)
+    image_llm = image_llm_of(model, config)
+    fingerprint = vision_fingerprint(image_llm, options)
     detector_now = detector_fingerprint(detector, detector_weights)
     if trained and trained["vision_fingerprint"] != fingerprint:
-        raise ValueError(
-            f"{model} was trained on frame tokens of other vision weights than {config['backbone']} has now"
-        )
+        raise ValueError(f"{model} was trained on frame tokens of other vision weights than {image_llm} has now")
     if trained and trained["detector"] != detector_now:
         logger.warning("--detector %s is not the one of the model's training", detector)
     # A threshold is one kind of detector's, whose name a fingerprint begins with.
@@ -42,7 +41,7 @@ def trained_feature_spec(
     frames: int = num_frames or trained.get("num_frames", 64)
     spec = FeatureSpec(
         vision_fingerprint=fingerprint,
-        max_side=trained.get("max_side") or max_frame_side(config["backbone"]),
+        max_side=trained.get("max_side") or max_frame_side(image_llm),
         max_candidates=max(trained.get("max_candidates", 256), frames),
         cache_dtype=trained.get("cache_dtype", "bf16"),
         num_frames=frames,

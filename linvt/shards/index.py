@@ -1,10 +1,10 @@
 """`index.parquet`: one row a sample, in the order of shards and, within a shard, of the tar."""
 
-import io
 import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ from linvt.shards.storage import Storage
 pc: Any = pyarrow.compute  # its functions are made when it is imported, which no type checker sees
 
 _SHARDS_IN_A_ROW_GROUP = 128
+_ROWS_AT_ONCE = 50_000
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -102,9 +103,35 @@ def _rows(records: Iterable[CommitRecord]) -> pa.Table:
 
 
 def read_index(storage: Storage) -> pa.Table:
-    """Raises FileNotFoundError where there is none, ValueError for one of another layout."""
-    table = pq.read_table(io.BytesIO(storage.read(INDEX)))
-    version = (table.schema.metadata or {}).get(b"layout_version", b"").decode()
-    if version != str(LAYOUT_VERSION):
-        raise ValueError(f"{storage.path(INDEX)}: layout version {version!r}, this code reads {LAYOUT_VERSION}")
-    return table
+    """What reading samples takes of an index: it is in the memory of every worker, and may have millions of rows.
+
+    Without uri and sha256; instead of info_sha256 and tokens_sha256, uint64 info_hash and tokens_hash (`hash_start`).
+    Raises FileNotFoundError where there is none, ValueError for one of another layout.
+    """
+    with storage.open(INDEX) as file, pq.ParquetFile(file) as parquet:
+        metadata = parquet.schema_arrow.metadata or {}
+        version = metadata.get(b"layout_version", b"").decode()
+        if version != str(LAYOUT_VERSION):
+            raise ValueError(f"{storage.path(INDEX)}: layout version {version!r}, this code reads {LAYOUT_VERSION}")
+        names = [name for name in INDEX_SCHEMA.names if name not in ("uri", "sha256")]
+        batches = [_with_short_hashes(batch) for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=names)]
+    empty = _with_short_hashes(pa.RecordBatch.from_pylist([], schema=pa.schema(map(INDEX_SCHEMA.field, names))))
+    return pa.Table.from_batches([empty, *batches]).replace_schema_metadata(metadata)
+
+
+def hash_start(sha256: bytes) -> int:
+    """The first 64 bits of a sha256: enough to tell damaged or foreign bytes from the right ones."""
+    return int.from_bytes(sha256[:8], "big")
+
+
+def _with_short_hashes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = {
+        name.replace("_sha256", "_hash"): _short(batch[name]) if name.endswith("_sha256") else batch[name]
+        for name in batch.schema.names
+    }
+    return pa.record_batch(columns)
+
+
+def _short(hex_digests: pa.Array) -> pa.Array:
+    start = "".join(pc.utf8_slice_codeunits(hex_digests, 0, 16).to_pylist())
+    return pa.array(np.frombuffer(bytes.fromhex(start), ">u8").astype(np.uint64))

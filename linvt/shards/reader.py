@@ -1,14 +1,14 @@
 """Reading a cache: random access by key, or shard by shard. Only tars, records and the index are read."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 
 import pyarrow as pa
 
+from linvt.shards.columns import RowFinder, StringGroups, StringMap, Strings
 from linvt.shards.commit import ShardError, read_record, verify_shard
-from linvt.shards.index import read_index
+from linvt.shards.index import hash_start, read_index
 from linvt.shards.layout import INDEX, LAYOUT_VERSION, tar_name
 from linvt.shards.sample import CachedVideo
 from linvt.shards.storage import Storage, open_storage
@@ -17,10 +17,10 @@ _LOCATION_COLUMNS = (
     "shard",
     "info_offset",
     "info_bytes",
-    "info_sha256",
+    "info_hash",
     "tokens_offset",
     "tokens_bytes",
-    "tokens_sha256",
+    "tokens_hash",
 )
 
 
@@ -30,18 +30,17 @@ class Cache:
     def __init__(self, storage: Storage, index: pa.Table) -> None:
         self.storage = storage
         self.index = index
-        """One row a sample, see `linvt.shards.index.INDEX_SCHEMA`."""
+        """One row a sample, see `linvt.shards.index.read_index`."""
         self.feature_id: str = (index.schema.metadata or {})[b"feature_id"].decode()
         self.hidden_size: int = index["hidden_size"][0].as_py()
-        self.keys: tuple[str, ...] = tuple(index["key"].to_pylist())
-        self._row_of_key = {key: row for row, key in enumerate(self.keys)}
+        self.keys: Sequence[str] = Strings(index["key"])
         self._checked_shards: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._row_of_key
+        return isinstance(key, str) and self.row_of(key) is not None
 
     def __iter__(self) -> Iterator[CachedVideo]:
         """Every sample, in the order of `keys`."""
@@ -50,15 +49,17 @@ class Cache:
     @cached_property
     def video_ids(self) -> Mapping[str, str]:
         """From a video id to its sample's key."""
-        return MappingProxyType(dict(zip(self.index["video_id"].to_pylist(), self.keys)))
+        return StringMap(Strings(self.index["video_id"]), Strings(self.index["key"]))
 
     @cached_property
-    def shards(self) -> Mapping[int, tuple[str, ...]]:
+    def row_of(self) -> RowFinder:
+        """From a key to its row of `index`; None for a key that is none."""
+        return RowFinder(Strings(self.index["key"]))
+
+    @cached_property
+    def shards(self) -> Mapping[int, Sequence[str]]:
         """From a shard's number to its samples' keys, in the order of its tar. All-tombstone shards are left out."""
-        keys_of_shard: dict[int, list[str]] = {}
-        for key, shard in zip(self.keys, self.index["shard"].to_pylist()):
-            keys_of_shard.setdefault(shard, []).append(key)
-        return MappingProxyType({shard: tuple(keys) for shard, keys in keys_of_shard.items()})
+        return StringGroups(self.index["shard"].to_numpy(), self.index["key"])
 
     def iter_shard(self, shard: int) -> Iterator[CachedVideo]:
         if shard not in self.shards:
@@ -70,9 +71,9 @@ class Cache:
 
         Raises KeyError for an unknown key, and ShardError, naming the file, if the shard was truncated or altered.
         """
-        if key not in self._row_of_key:
+        row = self.row_of(key)
+        if row is None:
             raise KeyError(f"{key!r} is not a key of {self.storage.uri}; look video ids up in `video_ids`")
-        row = self._row_of_key[key]
         location = {column: self.index[column][row].as_py() for column in _LOCATION_COLUMNS}
         self._check_shard(location["shard"])
         # The two members of a sample follow each other in the tar.
@@ -83,7 +84,7 @@ class Cache:
         info_json = data[: location["info_bytes"]]
         tokens = data[location["tokens_offset"] - start :]
         for part, content in (("info", info_json), ("tokens", tokens)):
-            if hashlib.sha256(content).hexdigest() != location[f"{part}_sha256"]:
+            if hash_start(hashlib.sha256(content).digest()) != location[f"{part}_hash"]:
                 raise ShardError(
                     f"{self.storage.path(tar_name(location['shard']))}: the {part} of sample {key} differ from their "
                     "sha256; the shard was altered: remove it and extract again with --on-existing resume"

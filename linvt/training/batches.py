@@ -1,7 +1,8 @@
 """From visits to the tensors of one step.
 
-A visit brings one video (or image) with one or more questions. Each question is a sequence of its own, because the
-video tokens depend on the instruction; what depends on the video alone is computed once.
+A visit brings one video (or image) with one or more questions. Each question by itself is a sequence of its own,
+because the video tokens depend on the instruction; what depends on the video alone is computed once. For conversations
+of several turns see `linvt.training.sequences`.
 
 Shape legend: V videos, I images, T frames, N tokens a frame, C hidden size, B sequences, L instruction tokens.
 """
@@ -13,11 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linvt.annotations import Turn
+from linvt.annotations import Turn, conversations
 from linvt.backbones import Backbone
 from linvt.shards import CachedVideo
+from linvt.training.sequences import (
+    DEFAULT_RULES,
+    IGNORE_INDEX,
+    SequenceRules,
+    TokenSequence,
+    num_visual_tokens,
+    sequences_of,
+)
 
-IGNORE_INDEX = -100
 # Stage 1 asks the same thing of every video: TTA must not see the caption that the LLM has to write.
 CAPTION_INSTRUCTION = "describe the video"
 
@@ -30,15 +38,6 @@ class Visit:
     turns: tuple[Turn, ...]
     caption: str | None = None
     """Set where the contrastive loss wants it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenSequence:
-    """The text around one visual slot. `labels` has one entry for each of `after`: IGNORE_INDEX or the id itself."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    labels: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +64,23 @@ class Batch:
     video_ids: Tensor
     """[V] int64, equal for visits to one video."""
 
+    @property
+    def answer_tokens(self) -> int:
+        """Labelled tokens of all sequences."""
+        return sum(label != IGNORE_INDEX for sequence in self.sequences for label in sequence.labels)
+
+    @property
+    def answers_cut(self) -> int:
+        """Answers that the limits on tokens cut or dropped."""
+        return sum(sequence.num_cut for sequence in self.sequences)
+
     def to(self, device: torch.device | str) -> "Batch":
         fields = {name: getattr(self, name) for name in self.__slots__}
         moved: dict[str, Any] = {name: f.to(device) for name, f in fields.items() if isinstance(f, Tensor)}
         return replace(self, images=tuple(image.to(device) for image in self.images), **moved)
 
 
-def collate(visits: Sequence[Visit], backbone: Backbone) -> Batch:
+def collate(visits: Sequence[Visit], backbone: Backbone, rules: SequenceRules = DEFAULT_RULES) -> Batch:
     """One step's tensors, on the CPU, in the cache's dtype. Raises ValueError on videos of unlike token counts."""
     videos = [visit for visit in visits if visit.video.kind == "video"]
     images = [visit for visit in visits if visit.video.kind == "image"]
@@ -88,16 +97,19 @@ def collate(visits: Sequence[Visit], backbone: Backbone) -> Batch:
         t = len(visit.video.tokens)
         tokens[i, :t], frame_mask[i, :t] = visit.video.tokens, True
         times[i, :t] = relative_times(visit.video)
-    sequences, media_index, instructions = [], [], []
-    for kind in (videos, images):
-        for i, visit in enumerate(kind):
-            for turn in visit.turns:
-                sequences.append(token_sequence(backbone, turn.question, turn.answer, kind=visit.video.kind))
-                media_index.append(i)
-                if kind is videos:
-                    instructions.append(backbone.text_ids(turn.question))
+    sequences: list[TokenSequence] = []
+    media_index: list[int] = []
+    instructions: list[list[int]] = []
+    for i, visit in (*enumerate(videos), *enumerate(images)):
+        new = _sequences_of_visit(visit, backbone, rules)
+        sequences += new
+        media_index += [i] * len(new)
+        if visit.video.kind == "video":
+            instructions += [backbone.text_ids(sequence.instruction) for sequence in new]
     has_captions = bool(videos) and all(visit.caption for visit in videos)
-    captions = [backbone.text_ids(visit.caption or "") if has_captions else [] for visit in videos]
+    captions = [
+        backbone.text_ids(visit.caption or "")[: rules.max_answer_tokens] if has_captions else [] for visit in videos
+    ]
     instruction_ids, instruction_mask = pad_ids(instructions, backbone.pad_id)
     caption_ids, caption_mask = pad_ids(captions, backbone.pad_id)
     return Batch(
@@ -116,16 +128,14 @@ def collate(visits: Sequence[Visit], backbone: Backbone) -> Batch:
     )
 
 
-def token_sequence(backbone: Backbone, question: str, answer: str | None, *, kind: str) -> TokenSequence:
-    """The prompt around one video or image; with an answer, also the answer, which alone is labelled."""
-    messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": question}]}]
-    prompt = backbone.prompt(messages)
-    answer_ids = backbone.answer_ids(messages, answer) if answer is not None else []
-    return TokenSequence(
-        before=prompt.before,
-        after=(*prompt.after, *answer_ids),
-        labels=(*[IGNORE_INDEX] * len(prompt.after), *answer_ids),
-    )
+def _sequences_of_visit(visit: Visit, backbone: Backbone, rules: SequenceRules) -> list[TokenSequence]:
+    kind, (num_frames, tokens_per_frame, _) = visit.video.kind, visit.video.tokens.shape
+    num_visual = num_visual_tokens(rules, kind=kind, num_frames=num_frames, tokens_per_frame=tokens_per_frame)
+    return [
+        sequence
+        for conversation in conversations(visit.turns)
+        for sequence in sequences_of(backbone, conversation, kind=kind, num_visual=num_visual, rules=rules)
+    ]
 
 
 def relative_times(video: CachedVideo) -> Tensor:

@@ -2,7 +2,8 @@
 
     OUT/checkpoints/step-00000500/trainable.safetensors   fp32 weights of what trains
                                   optimizer.safetensors   AdamW's two moments of each
-                                  state.json              the cursor
+                                  average.safetensors     their running average, where the run keeps one
+                                  state.json              the cursor, and what the run remembers of its losses
 
 Written under a temporary name, flushed, renamed; the one before is removed only then. No pickle, nothing frozen, and
 nothing that depends on the number of workers.
@@ -12,15 +13,20 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from linvt.training.best import Best
+from linvt.training.guards import GuardState
+
 CHECKPOINTS_FOLDER = "checkpoints"
-_WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
+_WEIGHTS, _OPTIMIZER, _AVERAGE = "trainable.safetensors", "optimizer.safetensors", "average.safetensors"
+_STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -43,6 +49,9 @@ class CheckpointState:
     cursor: Cursor
     data_fingerprint: str
     """Of the visits: the cursor means nothing in other data."""
+    guards: GuardState = field(default_factory=GuardState)
+    best: Best | None = None
+    """The best model that validation has found."""
 
 
 def save_checkpoint(run_dir: Path, state: CheckpointState, tensors: dict[str, Tensor]) -> Path:
@@ -51,10 +60,12 @@ def save_checkpoint(run_dir: Path, state: CheckpointState, tensors: dict[str, Te
     final = folder / f"step-{state.cursor.step:08d}"
     unfinished = folder / f"unfinished-{final.name}-{uuid4().hex}"
     unfinished.mkdir(parents=True)
-    weights = {name: tensor for name, tensor in tensors.items() if name.startswith("weights.")}
-    moments = {name: tensor for name, tensor in tensors.items() if not name.startswith("weights.")}
-    save_file(weights, unfinished / _WEIGHTS)
-    save_file(moments, unfinished / _OPTIMIZER)
+    file_of = {"weights": _WEIGHTS, "average": _AVERAGE}
+    files: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        files[file_of.get(name.split(".", 1)[0], _OPTIMIZER)][name] = tensor
+    for file_name, content in files.items():
+        save_file(content, unfinished / file_name)
     (unfinished / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
     for file in unfinished.iterdir():
         _flush(file)
@@ -74,14 +85,30 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return max(complete, key=lambda path: path.name, default=None)
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None, checkpoint
+    return int(match[1])
+
+
 def load_checkpoint(folder: Path) -> tuple[CheckpointState, dict[str, Tensor]]:
     """What `save_checkpoint` was given. Raises ValueError for a folder that does not hold it."""
     missing = [name for name in (_WEIGHTS, _OPTIMIZER, _STATE) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder}: no {', '.join(missing)}; remove this folder to resume from scratch")
     fields = json.loads((folder / _STATE).read_text())
-    state = CheckpointState(cursor=Cursor(**fields["cursor"]), data_fingerprint=fields["data_fingerprint"])
-    return state, {**load_file(folder / _WEIGHTS), **load_file(folder / _OPTIMIZER)}
+    guards, best = fields.get("guards", {}), fields.get("best")
+    state = CheckpointState(
+        cursor=Cursor(**fields["cursor"]),
+        data_fingerprint=fields["data_fingerprint"],
+        guards=GuardState(**guards | {"recent_losses": tuple(guards.get("recent_losses", ()))}),
+        best=Best(**best) if best is not None else None,
+    )
+    tensors = load_file(folder / _WEIGHTS) | load_file(folder / _OPTIMIZER)
+    if (folder / _AVERAGE).is_file():
+        tensors |= load_file(folder / _AVERAGE)
+    return state, tensors
 
 
 def _flush(path: Path) -> None:

@@ -10,6 +10,9 @@ SAME_ON_RESUME = (
     "annotations",
     "format",
     "media_prefix",
+    "mixture_weights",
+    "conversation_instruction",
+    "length_grouping",
     "backbone",
     "init_from",
     "linvt_kind",
@@ -44,6 +47,7 @@ SAME_ON_RESUME = (
     "lora_dropout",
     "seed",
     "precision",
+    "ema_decay",
 )
 """The fields that a resumed run must share with the run it continues; the others may change in between."""
 
@@ -59,12 +63,16 @@ class TrainConfig:
     """The folder that jobs/extract_features.py wrote (its --out)."""
     annotations: tuple[str, ...]
     """One or more annotation files, as published; see docs/datasets.md."""
-    format: str = "linvt"
-    """The annotations' format: linvt, a published set's (docs/datasets.md), or auto, which tells each file's by its
-    rows. Of conversations, llava and sharegptvideo hold questions; llava-caption and sharegptvideo-caption are those
-    of one turn whose answers are captions."""
-    media_prefix: str = ""
-    """Put before every media name of the annotations to make it the cache's video id, e.g. "videos/"."""
+    format: tuple[str, ...] = ("linvt",)
+    """The annotations' format, one for all files or one for each: linvt, a published set's (docs/datasets.md), or auto,
+    which tells a file's by its rows. Of conversations, llava and sharegptvideo hold questions; llava-caption and
+    sharegptvideo-caption are those of one turn whose answers are captions."""
+    media_prefix: tuple[str, ...] = ("",)
+    """Put before every media name of the annotations to make it the cache's video id, e.g. "videos/"; one for all files
+    or one for each."""
+    mixture_weights: tuple[float, ...] = ()
+    """How often an epoch visits each sample of a file: 1 once, 2 twice, 0.5 half of them, the other half in the next
+    epoch. One for all files or one for each; if not given, 1."""
     backbone: str
     """The image-LLM, which the cache was made with: "tiny" (the embedded one), a directory or a hub id ORG/NAME."""
     out: str
@@ -81,10 +89,19 @@ class TrainConfig:
     """Passes over the training samples, rounded up to whole steps."""
     visits_per_batch: int = 32
     """Samples of one optimizer step over all workers; a sample is one visit to a video with some of its questions."""
+    micro_batch: int | None = None
+    """Most samples of one forward pass of a worker: its share of a step is then run in parts, which takes less memory
+    and gives the same step up to rounding; the contrastive loss still compares all videos of the step."""
     turns_per_visit: int = 5
     """Most question-answer pairs of one visit (stage 2); a video with more of them is visited more often per epoch."""
     window_shards: int = 16
     """Neighbouring shards (in an epoch's random order of shards) whose samples are shuffled together."""
+    length_grouping: Literal["frames", "frames-text", "none"] = "frames"
+    """What samples of one batch are alike in, so that it pads little: their number of frames; that, and the length of
+    their text among videos of as many frames; or nothing."""
+    conversation_instruction: Literal["first", "each"] = "first"
+    """Of a conversation of several turns: first makes one sequence of it, its video tokens made under the first
+    question; each asks every question in a sequence of its own, behind those before it, under its own video tokens."""
     max_left_out_share: float = 0.0
     """Share of annotated media that may be left out: not in the cache, or without what the stage learns from (captions,
     or questions). OUT/left_out.jsonl lists them; a larger share is an error. Images in stage 1 don't count."""
@@ -150,13 +167,16 @@ class TrainConfig:
     """Decides the initial weights, the order of samples and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps fp32 master weights in the optimizer and needs --zero-stage 1, 2 or 3."""
+    ema_decay: float = 0.0
+    """Above 0, an average of the trained weights is kept (each step: decay · average + (1 - decay) · weights, the decay
+    growing to this), and it is what is validated and saved as a model; e.g. 0.999. 0: none."""
     gradient_checkpointing: bool = False
     """Recompute the frozen LLM's activations in the backward pass: less memory, about a third more time."""
 
     # Where
     num_workers: str = "1"
     """Training workers: N; MIN:MAX for an elastic run that goes on with what the cluster has; 0: this process, without
-    Ray."""
+    Ray (or, started by torchrun, one of its workers)."""
     use_gpu: bool = False
     """Give each worker one GPU."""
     threads_per_worker: int = 1
@@ -175,7 +195,11 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of OUT/metrics.jsonl."""
     eval_annotations: tuple[str, ...] = ()
-    """Annotation files of held-out samples, in the same format, over the same cache; none: no validation."""
+    """Annotation files of held-out samples, over the same cache; none: no validation."""
+    eval_format: tuple[str, ...] = ()
+    """Their format, one for all or one for each; if not given, --format's where that is one, else auto."""
+    eval_media_prefix: tuple[str, ...] = ()
+    """Their media prefix; if not given, --media-prefix's where that is one, else none."""
     eval_cache: str | None = None
     """The cache of the held-out samples, if it is another one."""
     eval_every: int = 500
@@ -184,8 +208,20 @@ class TrainConfig:
     """Most held-out visits of a validation."""
     eval_answers: int = 64
     """Most held-out questions answered by generation in a validation (stage 2)."""
+    best_by: Literal["eval_loss", "eval_accuracy"] = "eval_loss"
+    """By which metric of the validation OUT/best is chosen."""
     peak_flops_per_s: float | None = None
     """A worker's peak FLOP/s at this precision (e.g. 989e12: H100, bf16 dense); given it, MFU is reported."""
+
+    # When to give up
+    divergence_steps: int = 100
+    """Stop where the mean loss of so many steps is more than --divergence-factor times its lowest, and 1 above it; 0:
+    never."""
+    divergence_factor: float = 2.0
+    """See --divergence-steps."""
+    collapse_steps: int = 200
+    """Stop where, after the warm-up, LinVT scores all tokens alike for so many steps in which it had to choose among
+    them; 0: never."""
 
     def __post_init__(self) -> None:
         if not self.annotations:
@@ -212,34 +248,61 @@ class TrainConfig:
             "max_failures",
             "min_learning_rate",
             "eval_answers",
+            "divergence_steps",
+            "collapse_steps",
             "seed",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"--micro-batch must be at least 1, got {self.micro_batch}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.steps is None and not self.epochs > 0:
             raise ValueError(f"--epochs must be more than 0, got {self.epochs}")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be more than 0, got {self.learning_rate}")
+        if not all(0 < weight < float("inf") for weight in self.mixture_weights):
+            raise ValueError(f"--mixture-weights must be more than 0, got {list(self.mixture_weights)}")
         if not 0 <= self.max_left_out_share <= 1:
             raise ValueError(f"--max-left-out-share must be from 0 to 1, got {self.max_left_out_share}")
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("--precision bf16 needs --zero-stage 1, 2 or 3 (1 costs nothing on one worker)")
         if self.precision == "fp32" and self.zero_stage > 1:
             raise ValueError(f"--zero-stage {self.zero_stage} needs --precision bf16; fp32 trains under 0 and 1")
-        fewest, most = self.worker_range
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema-decay must be from 0 to less than 1, got {self.ema_decay}")
+        if not self.divergence_factor > 1:
+            raise ValueError(f"--divergence-factor must be more than 1, got {self.divergence_factor}")
+        if self.best_by == "eval_accuracy" and not self.answers_in_validation:
+            raise ValueError(
+                "--best-by eval_accuracy needs answers in validation: stage 2, --eval-answers, --zero-stage 0 to 2"
+            )
+        self.check_workers(*self.worker_range)
+
+    def check_workers(self, fewest: int, most: int) -> None:
+        """Raises ValueError where a batch cannot be shared among so many workers."""
         if most > self.visits_per_batch:
             raise ValueError(
-                f"--visits-per-batch {self.visits_per_batch} is less than the {most} workers of --num-workers: "
+                f"--visits-per-batch {self.visits_per_batch} is less than the {most} workers: "
                 "every worker needs at least one sample of a batch"
             )
         uneven = [n for n in range(max(1, fewest), most + 1) if self.visits_per_batch % n]
+        if self.micro_batch is not None and uneven:
+            raise ValueError(
+                f"--visits-per-batch {self.visits_per_batch} does not divide into {uneven[0]} workers, and "
+                "--micro-batch needs equal shares; choose a multiple"
+            )
         if self.is_contrastive and uneven:
             raise ValueError(
                 f"--visits-per-batch {self.visits_per_batch} does not divide into {uneven[0]} workers, and the "
                 "contrastive loss needs equal shares; choose a multiple, or --contrastive-weight 0"
             )
+
+    @property
+    def answers_in_validation(self) -> int:
+        """Held-out questions that a validation answers by generation."""
+        return self.eval_answers if self.stage == 2 and self.zero_stage < 3 else 0
 
     @property
     def is_contrastive(self) -> bool:

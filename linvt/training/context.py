@@ -1,9 +1,9 @@
 """Where a training loop runs: its place among the workers. One protocol, so the loop knows nothing of Ray."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from linvt.training.engine import end_process_group
+from linvt.training.stopping import StopRequest, noticing_sigterm
 
 
 class TrainContext(Protocol):
@@ -33,6 +34,10 @@ class TrainContext(Protocol):
         """The run's folder, absolute, the same for every worker: checkpoints, metrics and the model go there."""
         ...
 
+    def stop_requested(self) -> bool:
+        """Whether this worker was asked to stop; one that was is enough for all."""
+        ...
+
     def report(self, metrics: dict[str, float]) -> None:
         """Tell whoever started the run; all ranks call it together."""
         ...
@@ -47,9 +52,26 @@ class PlainContext:
     local_rank: int
     device: torch.device
     run_dir: Path
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def stop_requested(self) -> bool:
+        return self.stop.received
 
     def report(self, metrics: dict[str, float]) -> None:
         del metrics  # They are in metrics.jsonl; nobody else is listening.
+
+
+def on_first_worker(context: TrainContext, work: Callable[[], None]) -> None:
+    """`work` on the first worker, while the others wait. Where it raises, all do. Collective."""
+    failed = torch.ones(1, device=context.device)
+    try:
+        if context.rank == 0:
+            work()
+            failed.zero_()
+    finally:
+        dist.broadcast(failed, src=0)
+    if failed.item():
+        raise RuntimeError("the first worker stopped, and says why")
 
 
 @contextmanager
@@ -66,12 +88,14 @@ def plain_context(run_dir: str | Path) -> Iterator[PlainContext]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     try:
-        yield PlainContext(
-            rank=rank,
-            world_size=world_size,
-            local_rank=local_rank,
-            device=torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu"),
-            run_dir=Path(run_dir).absolute(),
-        )
+        with noticing_sigterm() as stop:
+            yield PlainContext(
+                rank=rank,
+                world_size=world_size,
+                local_rank=local_rank,
+                device=torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu"),
+                run_dir=Path(run_dir).absolute(),
+                stop=stop,
+            )
     finally:
         end_process_group()

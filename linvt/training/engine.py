@@ -9,7 +9,8 @@ import logging
 import math
 import os
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +49,47 @@ class Engine:
             model=model, optimizer=optimizer, config=_deepspeed_config(config), dist_init_required=False
         )[0]
         self._start_moments(step=0)
+        self.ema_decay = config.ema_decay
+        self._averages = [master.detach().clone() for master in self._masters()] if config.ema_decay else []
 
     @property
     def model(self) -> Any:
         return self.engine.module
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.engine(*inputs)
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.engine(*inputs, **options)
 
     def step(self, loss: Tensor, learning_rate: float, *, uses_all: bool = True) -> float:
-        """Backward, clip, update. Returns the gradient's norm before clipping.
+        """`backward` and `update` of a step of one part."""
+        self.backward(loss, uses_all=uses_all)
+        return self.update(learning_rate)
+
+    def backward(self, loss: Tensor, *, is_last: bool = True, uses_all: bool = True) -> None:
+        """Add the gradient of `loss` to the step's; the last part's call averages it over the ranks.
 
         Say `uses_all=False` where the loss of some rank may not depend on every trainable parameter.
-
-        The update uses the mean of the ranks' gradients. Raises FloatingPointError for a gradient that is not finite:
-        before the update without ZeRO, after it with ZeRO, which measures the norm inside its update.
         """
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
         if not uses_all and self.zero_stage in (1, 2):
             # These reduce the gradients that exist, and ranks that disagree about which do would wait for each other.
             loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.trainable.values()]).sum()
+        self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss)
+        if is_last:
+            return
+        self.engine.step()  # Takes note of the part, no more.
+        if hasattr(self.engine.optimizer, "clear_lp_grads"):
+            # ZeRO 1 in bf16 has added them to fp32 ones. It would clear them by a hook on the model's output, if that
+            # were a tensor; left there, they would be added again with the next part's.
+            self.engine.optimizer.clear_lp_grads()
+
+    def update(self, learning_rate: float) -> float:
+        """Clip the gradient of the parts since the last update, and take the step. Returns its norm before clipping.
+
+        Raises FloatingPointError for a gradient that is not finite: before the update without ZeRO, after it with ZeRO,
+        which measures the norm inside its update.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
         if self.zero_stage == 0:
             norm = float(nn.utils.clip_grad_norm_(self.trainable.values(), self.clip_grad_norm or math.inf))
             _check_finite(norm)
@@ -80,26 +100,68 @@ class Engine:
             _check_finite(norm)
         return norm
 
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        """Take the weights after `step` steps into their average, where there is one.
+
+        The decay grows to `ema_decay` as (1 + step) / (10 + step), so that the first weights are soon forgotten.
+        """
+        decay = min(self.ema_decay, (1 + step) / (10 + step))
+        for average, master in zip(self._averages, self._masters() if self._averages else (), strict=True):
+            average.lerp_(master.detach(), 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context in which the model has its averaged weights, where it has any."""
+        if not self._averages:
+            yield
+            return
+        self._swap_averages()
+        self._masters_to_model()
+        try:
+            yield
+        finally:
+            self._swap_averages()
+            self._masters_to_model()
+
+    @torch.no_grad()
+    def _swap_averages(self) -> None:
+        for average, master in zip(self._averages, self._masters(), strict=True):
+            before = master.detach().clone()
+            master.copy_(average)
+            average.copy_(before)
+
     def gather_state(self) -> dict[str, Tensor]:
-        """fp32 tensors on the CPU, whole and equal on every rank: `weights.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`."""
-        return {
+        """fp32 tensors on the CPU, whole and equal on every rank: `weights.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`
+        and, with `ema_decay`, `average.NAME`."""
+        state = {
             f"{kind}.{name}": self._get(parameter, kind)
             for name, parameter in self.trainable.items()
             for kind in ("weights", *_MOMENTS)
         }
+        if self._averages:
+            self._swap_averages()
+            state |= {f"average.{name}": self._get(p, "weights") for name, p in self.trainable.items()}
+            self._swap_averages()
+        return state
 
     def load_state(self, state: dict[str, Tensor], *, step: int) -> None:
         """Put back what `gather_state` gave after `step` steps, on any number of ranks and under any ZeRO stage.
 
         Raises ValueError where the tensors are not those of this model.
         """
-        expected = {f"{kind}.{name}": shape for kind in ("weights", *_MOMENTS) for name, shape in self.shapes.items()}
+        kinds = ("weights", *_MOMENTS, *(["average"] if self._averages else []))
+        expected = {f"{kind}.{name}": shape for kind in kinds for name, shape in self.shapes.items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if wrong:
             shown = [f"{name} is {found.get(name)} there and {expected.get(name)} here" for name in wrong[:5]]
             raise ValueError(f"the checkpoint is of another model, {len(wrong)} tensors differ: {'; '.join(shown)}")
         self._start_moments(step)
+        if self._averages:
+            for name, parameter in self.trainable.items():
+                self._put(parameter, "weights", state[f"average.{name}"])
+            self._averages = [master.detach().clone() for master in self._masters()]
         for name, parameter in self.trainable.items():
             for kind in ("weights", *_MOMENTS):
                 self._put(parameter, kind, state[f"{kind}.{name}"])

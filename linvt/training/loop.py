@@ -9,27 +9,32 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from linvt.annotations import read_annotations
+from linvt.annotations.reading import AUTO
 from linvt.read_ahead import read_ahead
 from linvt.shards import Cache, read_cache
 from linvt.shards.layout import EXTRACTION
+from linvt.training.accumulation import forward_backward, split_share
 from linvt.training.batches import Batch, collate
+from linvt.training.best import Best, is_better, save_best
 from linvt.training.checkpoint import CheckpointState, Cursor, latest_checkpoint, load_checkpoint, save_checkpoint
 from linvt.training.config import TrainConfig
 from linvt.training.context import TrainContext
-from linvt.training.data import VisitSet, plan_visits, require_one_token_count
+from linvt.training.data import Source, VisitSet, open_sources, plan_visits, require_one_token_count
 from linvt.training.engine import Engine
 from linvt.training.flops import FlopCounter
+from linvt.training.guards import Guards, ScoreWatch
 from linvt.training.metrics import Meter, MetricsLog
-from linvt.training.model import build_model
+from linvt.training.model import build_model, sequence_rules
 from linvt.training.order import SampleStream, share_of_rank
-from linvt.training.plots import plot_losses
 from linvt.training.schedule import learning_rate_at
 from linvt.training.validation import validate
 
@@ -38,11 +43,13 @@ logger = logging.getLogger(__name__)
 MODEL_FOLDER = "model"
 
 
-def train(config: TrainConfig, context: TrainContext) -> None:
+def train(config: TrainConfig, context: TrainContext) -> bool:
     """Train to the end, from the latest checkpoint in the run's folder if there is one.
 
-    Rank 0 leaves `metrics.jsonl`, `loss.png`, the last checkpoint and `model/`. Raises ValueError for data that the
-    stage cannot learn from, FloatingPointError for a loss or gradient that is not finite.
+    Rank 0 leaves `metrics.jsonl`, the last checkpoint, `model/` and, with validation, `best`. Returns False
+    where a worker was asked to stop before the end: a checkpoint of the step that it was in is then there. Raises
+    ValueError for data that the stage cannot learn from, FloatingPointError for a loss or gradient that is not finite,
+    TrainingFailed for a run that goes nowhere (`linvt.training.guards`).
     """
     # Data
     torch.set_num_threads(config.threads_per_worker)
@@ -59,6 +66,8 @@ def train(config: TrainConfig, context: TrainContext) -> None:
         seed=config.seed,
         window_shards=config.window_shards,
         batch_size=config.visits_per_batch,
+        source_of_sample=visits.sources,
+        weights=visits.weights,
     )
 
     # Model
@@ -68,55 +77,70 @@ def train(config: TrainConfig, context: TrainContext) -> None:
             f"--cache {config.cache} holds tokens of C = {visits.cache.hidden_size}, --backbone {config.backbone} has "
             f"C = {model.backbone.hidden_size}; train with the backbone that the cache was made with"
         )
+    rules = sequence_rules(config, model)
     flop_counter = FlopCounter(model)
+    score_watch = ScoreWatch(model.video_tokenizer)
     engine = Engine(model, config)
     if is_first:
         num_trainable = sum(math.prod(shape) for shape in engine.shapes.values())
         logger.info("%d visits, %d steps, %d trainable parameters", len(visits), num_steps, num_trainable)
 
     # Resume
-    cursor = Cursor(step=0, samples_consumed=0, epoch=0)
+    state = CheckpointState(cursor=Cursor(step=0, samples_consumed=0, epoch=0), data_fingerprint=visits.fingerprint)
     found = latest_checkpoint(context.run_dir)
     if found is not None:
         state, tensors = load_checkpoint(found)
         if state.data_fingerprint != visits.fingerprint:
             raise ValueError(f"{found} was trained on other samples; the annotations or the cache have changed since")
         engine.load_state(tensors, step=state.cursor.step)
-        cursor = state.cursor
         if is_first:
-            logger.info("resumed at step %d of %d", cursor.step, num_steps)
+            logger.info("resumed at step %d of %d", state.cursor.step, num_steps)
+    cursor, best, guards = state.cursor, state.best, Guards(config, state.guards)
     saved_step = cursor.step
     log = MetricsLog(context.run_dir, after_step=cursor.step) if is_first else None
 
-    def load_batch(step: int) -> Batch:
+    def load_batch(step: int) -> list[Batch]:
+        """This worker's samples of a step, in parts."""
         numbers = stream.batch(step * config.visits_per_batch)
         # Videos first, so that every worker gets its share of them and none has images only.
         numbers = numbers[is_image[numbers].argsort(kind="stable")]
         mine = share_of_rank(numbers, context.rank, context.world_size)
-        return collate([visits.load(int(number)) for number in mine], model.backbone)
+        return [
+            collate([visits.load(int(number)) for number in part], model.backbone, rules)
+            for part in split_share(mine, config.micro_batch)
+        ]
+
+    def save_model(folder: Path) -> None:
+        model.save_pretrained(folder, extraction=_extraction_of(visits.cache))
 
     # Steps
     meter = Meter()
     batches = read_ahead(load_batch, range(cursor.step, num_steps), depth=config.prefetch_batches)
     for step in range(cursor.step, num_steps):
         asked_at = time.perf_counter()
-        batch = next(batches).to(context.device)
+        parts = [part.to(context.device) for part in next(batches)]
         waited_s = time.perf_counter() - asked_at
 
-        # Forward. Sums over all workers: a mean over each worker's own tokens would weigh them by who they came to.
-        torch.manual_seed(_seed_of(config.seed, step, context.rank))
-        output = engine.forward(batch)
-        num_videos = len(batch.tokens)
-        contrastive = output.contrastive if output.contrastive is not None else output.answer_nll.new_zeros(())
-        all_nll, all_answer_tokens, all_contrastive, all_videos, all_tokens, all_flops = _sum_over_ranks(
+        # Forward and backward. What is told of them are sums over all workers.
+        output = forward_backward(
+            engine,
+            parts,
+            config,
+            seed_of_part=partial(_seed_of, config.seed, step, context.rank),
+            uses_all=not is_image.any(),
+        )
+        all_nll, all_answer_tokens, all_contrastive, all_videos, all_tokens, all_flops, *all_else = _sum_over_ranks(
             output.answer_nll,
             output.answer_tokens,
-            contrastive * num_videos,
-            num_videos,
-            flop_counter.sequence_tokens(batch),
-            flop_counter.flops(batch, answer_tokens=int(output.answer_tokens)),
+            output.contrastive * output.num_videos,
+            output.num_videos,
+            sum(map(flop_counter.sequence_tokens, parts)),
+            sum(flop_counter.flops(part, answer_tokens=part.answer_tokens) for part in parts),
+            *score_watch.take(),
+            context.stop_requested(),
             device=context.device,
         )
+        videos_selecting, videos_parted, score_spread, must_stop = all_else
         losses = {"loss_answer": all_nll / all_answer_tokens}
         if config.is_contrastive:
             losses["loss_contrastive"] = all_contrastive / max(all_videos, 1.0)
@@ -127,11 +151,7 @@ def train(config: TrainConfig, context: TrainContext) -> None:
                 f"latest checkpoint is of step {saved_step}. Lower --learning-rate, or look at this step's samples"
             )
 
-        # Backward and update. DeepSpeed takes the mean of the workers' gradients, hence the world size.
-        loss = output.answer_nll * (context.world_size / all_answer_tokens)
-        if config.is_contrastive and all_videos:
-            weight = config.contrastive_weight * context.world_size * num_videos / all_videos
-            loss = loss + weight * contrastive
+        # Update
         learning_rate = learning_rate_at(
             step,
             num_steps=num_steps,
@@ -139,10 +159,13 @@ def train(config: TrainConfig, context: TrainContext) -> None:
             learning_rate=config.learning_rate,
             min_learning_rate=config.min_learning_rate,
         )
-        grad_norm = engine.step(loss, learning_rate, uses_all=not is_image.any())
+        grad_norm = engine.update(learning_rate)
         done = step + 1
+        engine.average(done)
         samples_consumed = done * config.visits_per_batch
-        cursor = Cursor(step=done, samples_consumed=samples_consumed, epoch=samples_consumed // len(visits))
+        cursor = Cursor(
+            step=done, samples_consumed=samples_consumed, epoch=samples_consumed // stream.samples_per_epoch
+        )
         meter.count(tokens=all_tokens, samples=config.visits_per_batch, flops=all_flops, waited_s=waited_s)
         is_last = done == num_steps
 
@@ -151,28 +174,36 @@ def train(config: TrainConfig, context: TrainContext) -> None:
             metrics = {
                 "step": done,
                 "samples": cursor.samples_consumed,
-                "epoch": cursor.samples_consumed / len(visits),
+                "epoch": cursor.samples_consumed / stream.samples_per_epoch,
                 "loss": total,
                 **losses,
                 "learning_rate": learning_rate,
                 "grad_norm": grad_norm,
+                **({"score_spread": score_spread / videos_selecting} if videos_selecting else {}),
                 **meter.rates(world_size=context.world_size, peak_flops_per_s=config.peak_flops_per_s),
             }
             if log is not None:
                 log.write(metrics)
                 logger.info("step %d/%d %s", done, num_steps, _shown(metrics))
             context.report(metrics)
+        guards.check(done, loss=total, videos_selecting=videos_selecting, videos_parted=videos_parted)
         if held_out is not None and (done % config.eval_every == 0 or is_last):
             meter.pause()
-            metrics = validate(
-                engine.model,
-                held_out,
-                context,
-                batch_size=max(1, config.visits_per_batch // context.world_size),
-                max_visits=config.eval_visits,
-                max_answers=config.eval_answers if config.stage == 2 and config.zero_stage < 3 else 0,
-                gradient_checkpointing=config.gradient_checkpointing,
-            )
+            with engine.averaged():
+                metrics = validate(
+                    engine.model,
+                    held_out,
+                    context,
+                    batch_size=max(1, config.visits_per_batch // context.world_size),
+                    max_visits=config.eval_visits,
+                    max_answers=config.answers_in_validation,
+                    gradient_checkpointing=config.gradient_checkpointing,
+                )
+                if is_better(metrics[config.best_by], best, config.best_by):
+                    best = Best(step=done, value=metrics[config.best_by])
+                    with engine.gathered_weights():
+                        if is_first:
+                            save_best(context.run_dir, done, save_model)
             if log is not None:
                 log.write({"step": done, **metrics})
                 logger.info("step %d/%d %s", done, num_steps, _shown(metrics))
@@ -180,50 +211,62 @@ def train(config: TrainConfig, context: TrainContext) -> None:
             meter.resume()
 
         # Save
-        if done % config.save_every == 0 or is_last:
+        if done % config.save_every == 0 or is_last or must_stop:
             meter.pause()
             tensors = engine.gather_state()
             if is_first:
-                state = CheckpointState(cursor=cursor, data_fingerprint=visits.fingerprint)
+                state = replace(state, cursor=cursor, best=best, guards=guards.state)
                 path = save_checkpoint(context.run_dir, state, tensors)
                 logger.info("saved %s", path)
             saved_step = done
             meter.resume()
+        if must_stop and not is_last:
+            break
     batches.close()
 
     # Finish
-    with engine.gathered_weights():
-        if is_first:
-            model.save_pretrained(context.run_dir / MODEL_FOLDER, extraction=_extraction_of(visits.cache))
+    if cursor.step == num_steps:
+        with engine.averaged(), engine.gathered_weights():
+            if is_first:
+                save_model(context.run_dir / MODEL_FOLDER)
     if log is not None:
         log.close()
-        plot_losses(context.run_dir)
     # Nobody leaves, and ends the process group, before the model is written.
     dist.barrier()
+    return cursor.step == num_steps
 
 
 def load_visits(config: TrainConfig) -> VisitSet:
     """The run's samples. Raises ValueError as `plan_visits` does."""
-    return _load_visits(config, config.cache, config.annotations)
+    sources = open_sources(
+        config.annotations,
+        formats=config.format,
+        weights=config.mixture_weights,
+        media_prefixes=config.media_prefix,
+    )
+    return _load_visits(config, config.cache, sources)
 
 
 def load_held_out_visits(config: TrainConfig) -> VisitSet | None:
     """The samples of validation; None where the config names none."""
     if not config.eval_annotations:
         return None
-    return _load_visits(config, config.eval_cache or config.cache, config.eval_annotations)
+    formats = config.eval_format or (config.format if len(config.format) == 1 else (AUTO,))
+    prefixes = config.eval_media_prefix or (config.media_prefix if len(config.media_prefix) == 1 else ("",))
+    sources = open_sources(config.eval_annotations, formats=formats, weights=(), media_prefixes=prefixes)
+    return _load_visits(config, config.eval_cache or config.cache, sources)
 
 
-def _load_visits(config: TrainConfig, cache_uri: str, annotations: tuple[str, ...]) -> VisitSet:
+def _load_visits(config: TrainConfig, cache_uri: str, sources: list[Source]) -> VisitSet:
     cache = read_cache(cache_uri)
     require_one_token_count(cache)
     return plan_visits(
         cache,
-        read_annotations(annotations, config.format),
+        sources,
         stage=config.stage,
         turns_per_visit=config.turns_per_visit,
-        media_prefix=config.media_prefix,
         max_left_out_share=config.max_left_out_share,
+        length_grouping=config.length_grouping,
     )
 
 
@@ -231,7 +274,7 @@ def count_steps(config: TrainConfig, visits: VisitSet) -> int:
     """Optimizer steps of the whole run."""
     if config.steps is not None:
         return config.steps
-    return math.ceil(config.epochs * len(visits) / config.visits_per_batch)
+    return math.ceil(config.epochs * visits.samples_per_epoch / config.visits_per_batch)
 
 
 def first_and_last_loss(metrics: list[dict[str, Any]]) -> tuple[float, float]:
@@ -248,9 +291,9 @@ def _sum_over_ranks(*values: Tensor | float, device: torch.device) -> list[float
     return sums.tolist()
 
 
-def _seed_of(seed: int, step: int, rank: int) -> int:
-    """Another seed for the dropout of every step and rank; the step's own, so no random state has to be saved."""
-    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
+def _seed_of(seed: int, step: int, rank: int, part: int) -> int:
+    """Another seed for the dropout of every step, rank and part; the step's own, so no random state has to be saved."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank + (part << 40)) % 2**63
 
 
 def _extraction_of(cache: Cache) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from linvt.backbones import load_backbone
 from linvt.lora import add_lora
 from linvt.losses import ContrastiveHead
 from linvt.training.config import TrainConfig
+from linvt.training.sequences import SequenceRules
 from linvt.video_llm import VideoLLM
 from linvt.video_tokenizer import LinVTConfig, build_video_tokenizer
 
@@ -44,6 +45,15 @@ def build_model(config: TrainConfig, device: torch.device) -> VideoLLM:
     model.video_tokenizer.requires_grad_(True)
     set_training_mode(model, gradient_checkpointing=config.gradient_checkpointing)
     return model
+
+
+def sequence_rules(config: TrainConfig, model: VideoLLM) -> SequenceRules:
+    """How the run makes sequences of conversations."""
+    tokenizer_config = model.video_tokenizer.config
+    return SequenceRules(
+        instruction=config.conversation_instruction,
+        num_video_tokens=None if tokenizer_config.kind == "avg" else tokenizer_config.num_video_tokens,
+    )
 
 
 def _prepare_lora(config: TrainConfig, model: VideoLLM) -> None:

@@ -1,5 +1,6 @@
-"""Loss curves of a run, drawn from its metrics.jsonl."""
+"""Curves of a run, drawn from its metrics.jsonl."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,13 @@ from linvt.training.metrics import METRICS_FILE, read_metrics
 
 PLOT_FILE = "loss.png"
 _CURVES = {"loss": "training", "loss_answer": "answer tokens", "loss_contrastive": "contrastive"}
+_RATES = {
+    "grad_norm": "gradient norm",
+    "tokens_per_s": "tokens/s",
+    "data_wait_share": "waiting for data",
+    "score_spread": "spread of scores",
+    "eval_accuracy": "accuracy",
+}
 _SMOOTHING_POINTS = 50
 
 
@@ -45,6 +53,24 @@ def plot_losses(run_dir: Path) -> Path | None:
     canvas.print_png(unfinished)
     os.replace(unfinished, path)
     return path
+
+
+def plot_rates(lines: list[dict[str, Any]]) -> bytes:
+    """A PNG of what a run's lines say beside its losses: gradient norm, speed, waiting, validation's accuracy."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [(name, label) for name, label in _RATES.items() if any(name in line for line in lines)]
+    figure = Figure(figsize=(9, 1.6 * len(shown)), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for axis, (name, label) in zip(figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0], shown):
+        axis.plot(*_series(lines, name), ".-", linewidth=0.9, markersize=3)
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    figure.axes[-1].set_xlabel("step")
+    png = io.BytesIO()
+    canvas.print_png(png)
+    return png.getvalue()
 
 
 def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

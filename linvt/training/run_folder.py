@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from linvt.training.best import BEST_GLOB, BEST_LINK
 from linvt.training.config import TrainConfig, to_json
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 LEFT_OUT_FILE = "left_out.jsonl"
+MIXTURE_FILE = "mixture.json"
 RAY_FOLDER = "ray"
-_FILES = (SUMMARY_FILE, LEFT_OUT_FILE, "metrics.jsonl", "loss.png")
+STOP_FILE = "stop"
+"""There while a run on Ray is asked to stop."""
+_FILES = (SUMMARY_FILE, STOP_FILE, LEFT_OUT_FILE, MIXTURE_FILE, "metrics.jsonl", "loss.png", "report.html")
 _FOLDERS = ("model", "checkpoints", "tensorboard", RAY_FOLDER)
 
 
@@ -49,9 +53,10 @@ def open_run_folder(config: TrainConfig) -> dict[str, Any] | None:
 
 def _remove_run(folder: Path) -> None:
     """Removes what runs write at OUT and nothing else; config.json last, so a kill leaves no orphans."""
-    for name in _FOLDERS:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    (folder / BEST_LINK).unlink(missing_ok=True)
+    for path in (*(folder / name for name in _FOLDERS), *folder.glob(BEST_GLOB)):
+        if path.is_dir():
+            shutil.rmtree(path)
     for name in (*_FILES, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
 

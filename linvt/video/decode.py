@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import itertools
+import math
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -23,7 +24,15 @@ from linvt.video.candidates import CandidateCollector
 from linvt.video.clock import PresentationClock
 from linvt.video.geometry import DETECTOR_SCALER, PICTURE_SCALER, Orientation, PictureRenderer, displayed_width, fit
 from linvt.video.image import decode_image, is_image
-from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH, DecodedVideo, MediaError, MediaInfo
+from linvt.video.media import (
+    DETECTOR_HEIGHT,
+    DETECTOR_WIDTH,
+    NO_LIMITS,
+    DecodedVideo,
+    MediaError,
+    MediaInfo,
+    MediaLimits,
+)
 
 _READ_SIZE_BYTES = 1 << 20
 _FARTHEST_BYTES = 1 << 43  # ext4 ends at twice that
@@ -50,7 +59,12 @@ def decode_video(
 
 
 def stream_video(
-    source: str | Path | BinaryIO, *, max_side: int, max_candidates: int, num_threads: int = 1
+    source: str | Path | BinaryIO,
+    *,
+    max_side: int,
+    max_candidates: int,
+    num_threads: int = 1,
+    limits: MediaLimits = NO_LIMITS,
 ) -> Generator[np.ndarray, None, DecodedVideo]:
     """Decodes a local file, or a seekable binary file from its start, once; an image becomes a one-frame video.
 
@@ -70,6 +84,7 @@ def stream_video(
         max_candidates: most frames to keep at that size.
         num_threads: decoder threads. Valid streams decode to the same frames with any number of them, broken ones
             may not.
+        limits: judged by what the header says, before anything is decoded, and again by what comes of decoding.
 
     Raises:
         MediaError: the media is bad.
@@ -89,11 +104,11 @@ def stream_video(
         if head.startswith(_PLAYLISTS):
             raise MediaError("open", "Playlist", "it names other files, which are not opened; name those as inputs")
         if is_image(head):
-            image = decode_image(file, max_side=max_side)
+            image = decode_image(file, max_side=max_side, limits=limits)
             yield image.detector_frames
             return replace(image, detector_frames=_NO_DETECTOR_FRAMES)
         try:
-            return (yield from _decode_stream(file, max_side, max_candidates, num_threads))
+            return (yield from _decode_stream(file, max_side, max_candidates, num_threads, limits))
         except av.error.MemoryError:
             raise
         except av.error.FFmpegError as error:  # reading is ours, so what FFmpeg itself reports is about the content
@@ -101,11 +116,16 @@ def stream_video(
 
 
 def _decode_stream(
-    file: BinaryIO, max_side: int, max_candidates: int, num_threads: int
+    file: BinaryIO, max_side: int, max_candidates: int, num_threads: int, limits: MediaLimits
 ) -> Generator[np.ndarray, None, DecodedVideo]:
     with _opened(file) as container:
         stream = _video_stream(container)
         stream.codec_context.thread_count = num_threads
+        limits.check_size(stream.codec_context.width, stream.codec_context.height)
+        limits.check_duration(0.0 if container.duration is None else container.duration / av.time_base)
+        if limits.max_frame_pixels < math.inf:
+            # A stream can grow on its way: the decoder then refuses a frame before it takes memory for it.
+            stream.codec_context.options = {"max_pixels": str(int(limits.max_frame_pixels))}
         assert stream.time_base is not None
         clock = PresentationClock(
             time_base=stream.time_base,
@@ -130,6 +150,7 @@ def _decode_stream(
             thumbnail = detector_view(frame)
             chunk.append(thumbnail)
             timestamps_s.append(clock.time_s(frame.pts, frame.duration or 0))
+            limits.check_duration(timestamps_s[-1])
             collector.add(index, frame, thumbnail)
             if len(chunk) == _CHUNK_FRAMES or time.monotonic() - chunk_started > _CHUNK_S:
                 yield np.stack(chunk)

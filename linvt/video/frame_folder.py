@@ -15,7 +15,15 @@ from PIL import Image
 from linvt.video.candidates import CandidateCollector
 from linvt.video.geometry import fit
 from linvt.video.image import Picture, read_picture
-from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH, DecodedVideo, MediaError, MediaInfo
+from linvt.video.media import (
+    DETECTOR_HEIGHT,
+    DETECTOR_WIDTH,
+    NO_LIMITS,
+    DecodedVideo,
+    MediaError,
+    MediaInfo,
+    MediaLimits,
+)
 
 _NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>[0-9]+)\.(jpe?g|png)", re.IGNORECASE | re.DOTALL)
 # Handed on at least this often, so that slow decoding can be told from none.
@@ -50,7 +58,7 @@ def ordered_frames(names: Iterable[str]) -> list[str]:
 
 
 def stream_frame_folder(
-    folder: Path, fps: float, *, max_side: int, max_candidates: int
+    folder: Path, fps: float, *, max_side: int, max_candidates: int, limits: MediaLimits = NO_LIMITS
 ) -> Generator[np.ndarray, None, DecodedVideo]:
     """`stream_video` for a folder of frames. Pictures of another size than the first one's are stretched to it.
 
@@ -58,13 +66,14 @@ def stream_frame_folder(
     there are more broken ones than others, and OSError if a file could not be read.
     """
     names = ordered_frames(entry.name for entry in folder.iterdir())
+    limits.check_duration(len(names) / fps)
     collector: CandidateCollector[Image.Image] | None = None
     first: Picture | None = None
     chunk, timestamps_s, problem = [], [], None
     for position, name in enumerate(names):
         try:
             with (folder / name).open("rb") as file:
-                picture = read_picture(file)
+                picture = read_picture(file, limits=limits)
         except MediaError as error:
             problem = f"{name}: {error.message}"
             continue

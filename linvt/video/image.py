@@ -9,7 +9,15 @@ from PIL import Image, UnidentifiedImageError
 
 from linvt.video.candidates import CandidatePool
 from linvt.video.geometry import Orientation, fit
-from linvt.video.media import DETECTOR_HEIGHT, DETECTOR_WIDTH, DecodedVideo, MediaError, MediaInfo
+from linvt.video.media import (
+    DETECTOR_HEIGHT,
+    DETECTOR_WIDTH,
+    NO_LIMITS,
+    DecodedVideo,
+    MediaError,
+    MediaInfo,
+    MediaLimits,
+)
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _ORIENTATION_TAG = 0x0112
@@ -33,12 +41,13 @@ class Picture:
     """What was done to stand it upright."""
 
 
-def read_picture(file: BinaryIO) -> Picture:
-    """Raises MediaError for a broken or truncated image and for one above Pillow's limit on pixels."""
+def read_picture(file: BinaryIO, *, limits: MediaLimits = NO_LIMITS) -> Picture:
+    """Raises MediaError for a broken or truncated image and for one above Pillow's limit on pixels, or ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
+            limits.check_size(image.width, image.height)
             codec, mode = str(image.format).lower(), image.mode
             orientation = Orientation.of_exif(image.getexif().get(_ORIENTATION_TAG))
             image.load()
@@ -55,9 +64,9 @@ def read_picture(file: BinaryIO) -> Picture:
     return Picture(image=image, codec=codec, mode=mode.lower(), orientation=orientation)
 
 
-def decode_image(file: BinaryIO, *, max_side: int) -> DecodedVideo:
+def decode_image(file: BinaryIO, *, max_side: int, limits: MediaLimits = NO_LIMITS) -> DecodedVideo:
     """A `Picture` as a video of one frame. Raises MediaError as `read_picture` does."""
-    picture = read_picture(file)
+    picture = read_picture(file, limits=limits)
     image = picture.image
     info = MediaInfo(
         kind="image",

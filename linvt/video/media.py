@@ -1,5 +1,6 @@
 """What decoding gives back, and the one error that says the media itself is bad."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ class MediaError(Exception):
 
     stage: "open" (no readable container, picture or video stream) or "decode" (frames could not be had from it).
     error_class: the decoder's name for what went wrong, or ours: EmptyFile, Playlist, NoVideoStream, NoFrames,
-        MostlyCorrupt, AbsurdTimestamps, BrokenImage, AmbiguousFrames.
+        MostlyCorrupt, AbsurdTimestamps, BrokenImage, AmbiguousFrames, BeyondLimits.
     """
 
     def __init__(self, stage: str, error_class: str, message: str) -> None:
@@ -26,6 +27,26 @@ class MediaError(Exception):
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.error_class}: {self.message}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaLimits:
+    """What media of strangers may be at most; beyond it they are bad (MediaError "BeyondLimits")."""
+
+    max_duration_s: float = math.inf
+    max_frame_pixels: float = math.inf
+
+    def check_duration(self, duration_s: float) -> None:
+        if duration_s > self.max_duration_s:
+            raise MediaError("open", "BeyondLimits", f"{duration_s:.0f} s long; at most {self.max_duration_s:.0f} s")
+
+    def check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_frame_pixels:
+            message = f"frames of {width} × {height} pixels; at most {self.max_frame_pixels:.0f} pixels"
+            raise MediaError("open", "BeyondLimits", message)
+
+
+NO_LIMITS = MediaLimits()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -144,6 +144,19 @@ def test_converting_twice_changes_nothing(sets):
     assert next(read_annotations([sets / "0.jsonl"])).media_id == "webvid/006001_006050/21179416.mp4"
 
 
+def test_a_conversation_is_dropped_whole_or_not_at_all(tmp_path):
+    def row(*turns):
+        said = [{"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn)]
+        return {"video": "a.mp4", "conversations": said}
+
+    who, what, where = ("Who is it?", "A man."), ("What is he holding?", "A cup."), ("Where is he?", "At sea.")
+    write_json(tmp_path / "a.json", [row(who, what), row(who, where), row(who, what), row(where)])
+    _, found = run("convert", "a.json", "--out", "b.jsonl", "--drop-duplicates", cwd=tmp_path)
+    assert (found["rows"], found["written"], found["samples"], found["duplicates"]) == (4, 2, 4, 3)
+    kept = [[(t.answer, t.follows) for t in a.turns] for a in read_annotations([tmp_path / "b.jsonl"])]
+    assert kept == [[("A man.", False), ("A cup.", True)], [("A man.", False), ("At sea.", True)]]
+
+
 def test_help_is_light_and_a_wrong_command_is_told(tmp_path):
     script = (
         "import runpy, sys\nsys.argv = ['linvt.annotations', *sys.argv[1:]]\n"

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linvt.annotations import FORMATS, Annotation, Turn, read_annotations
+from linvt.annotations import FORMATS, Annotation, Turn, conversations, read_annotations
+from linvt.annotations.linvt_format import to_row
 
 LLAVA_VIDEO = {
     "id": "0",
@@ -71,7 +72,7 @@ def test_llava_conversations(tmp_path):
             kind="video",
             turns=(
                 Turn(question="What happens?", answer="A dog runs."),
-                Turn(question="Where?", answer="On a beach."),
+                Turn(question="Where?", answer="On a beach.", follows=True),
             ),
         ),
         Annotation(media_id="coco/1.jpg", kind="image", turns=(Turn(question="What is it?", answer="A cat."),)),
@@ -101,6 +102,27 @@ def test_an_array_reads_like_lines(tmp_path_factory, rows, indent, ascii_only):
     read = _read(folder / "a.json", "linvt")
     assert read == _read(folder / "a.jsonl", "linvt")
     assert [(a.media_id, a.caption) for a in read] == [(row["media"], row["caption"]) for row in rows]
+
+
+def test_each_file_may_have_a_format_of_its_own(tmp_path):
+    ours = _write_lines(tmp_path / "a.jsonl", [{"media": "1", "caption": "x"}])
+    captions = _write_lines(tmp_path / "b.jsonl", [LLAVA_VIDEO | {"conversations": LLAVA_VIDEO["conversations"][:2]}])
+    read = list(read_annotations([ours, captions], ["auto", "llava-caption"]))
+    assert [annotation.caption for annotation in read] == ["x", "A dog runs."]
+    with pytest.raises(ValueError, match="3 annotation formats for 2 files"):
+        list(read_annotations([ours, captions], ["auto", "auto", "auto"]))
+
+
+def test_questions_that_follow_others_survive_our_own_format(tmp_path):
+    (read,) = _read(_write_lines(tmp_path / "a.jsonl", [LLAVA_VIDEO]), "llava")
+    assert [len(group) for group in conversations(read.turns)] == [2]
+    assert _read(_write_lines(tmp_path / "b.jsonl", [to_row(read)]), "linvt") == [read]
+    alone = {"media": "1", "qa": [{"question": "q", "answer": "a", "follows": True}]}
+    with pytest.raises(ValueError, match=r"c\.jsonl:1: the first question, 'q', has no turn before it"):
+        _read(_write_lines(tmp_path / "c.jsonl", [alone]), "linvt")
+    alone["qa"][0]["follows"] = "yes"
+    with pytest.raises(ValueError, match="'follows' must be true or false, got 'yes'"):
+        _read(_write_lines(tmp_path / "d.jsonl", [alone]), "linvt")
 
 
 def test_files_follow_each_other(tmp_path):

@@ -1,5 +1,6 @@
 """Golden checkpoints altered as a wrong step would, how far that leads, and decoding step by step."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from linvt.serving.batching import Batcher, Row
+from linvt.serving.sampling import Sampling
 
 Tensors = dict[str, Tensor]
 
@@ -61,6 +65,16 @@ def greedy(backbone: Any, embeds: Tensor, *, steps: int) -> list[int]:
         ids.append(next_id)
         embeds = torch.cat([embeds, backbone.embed(torch.tensor([[next_id]]))], dim=1)
     return ids
+
+
+def batched(backbone: Any, prompts: Sequence[tuple[Tensor, int]], *, max_rows: int) -> list[list[int]]:
+    """Continues embeddings [L, C] by a number of tokens each, in one batch that they join and leave."""
+    with contextlib.closing(Batcher(backbone, max_rows=max_rows)) as batcher:
+        futures = [
+            batcher.submit(Row(prompt=row, max_new_tokens=tokens, sampling=Sampling(), on_token=lambda _: False))
+            for row, tokens in prompts
+        ]
+        return [future.result().ids for future in futures]
 
 
 def left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

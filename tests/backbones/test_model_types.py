@@ -16,11 +16,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from linvt.backbones import VisionOptions, load_backbone
+from tests.backbones.parity import batched
 from tests.backbones.tiny_types import TYPES, save_tiny
 
 TABLE = Path(__file__).parents[2] / "docs" / "backbones.md"
 BEGIN, END = "<!-- model types: begin -->", "<!-- model types: end -->"
-COLUMNS = ("encode", "prompt", "spliced = own forward", "generate", "LoRA", "gradients", "parts", "reset", "bf16")
+COLUMNS = (
+    "encode",
+    "prompt",
+    "spliced = own forward",
+    "generate",
+    "batching",
+    "LoRA",
+    "gradients",
+    "parts",
+    "reset",
+    "bf16",
+)
 TOLERANCE = 2e-5
 QUESTION: Any = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what color is the star ?"}]}
 ANSWER: Any = {"role": "assistant", "content": "red"}
@@ -144,6 +156,20 @@ def test_prompts_are_the_processors_own(tiny):
     assert answer[-1] in backbone.stop_ids
 
 
+def test_a_conversation_goes_on_with_what_was_said_before(tiny):
+    backbone, again = tiny.backbone, {"role": "user", "content": "where is it ?"}
+    if tiny.name == "paligemma":
+        with pytest.raises(ValueError, match="conversations of several turns cannot be trained on"):
+            backbone.question_ids([QUESTION, ANSWER], again["content"])
+        return
+    in_parts = [
+        *backbone.prompt([QUESTION]).after,
+        *backbone.answer_ids([QUESTION], ANSWER["content"]),
+        *backbone.question_ids([QUESTION, ANSWER], again["content"]),
+    ]
+    assert in_parts == list(backbone.prompt([QUESTION, ANSWER, again]).after)
+
+
 def test_text_that_imitates_media_is_refused(tiny):
     backbone = tiny.backbone
     for mark in (backbone.processor.image_token, backbone.text_tokenizer.decode([backbone.image_token_id])):
@@ -214,6 +240,17 @@ def test_generate_is_greedy_decoding_also_behind_left_padding(tiny):
     assert expected
     assert backbone.generate(row[None], mask[:1, 4:], max_new_tokens=5) == [expected]
     assert backbone.generate(padded, mask, max_new_tokens=5)[0] == expected
+
+
+@_record("batching")
+def test_rows_that_come_and_go_in_a_batch_say_what_they_say_alone(tiny):
+    backbone, row = tiny.backbone, _row(tiny)
+    prompts = [(row, 9), (torch.cat([row[-3:], row]), 4), (row[2:], 12), (row[5:], 7)]
+    expected = [
+        backbone.generate(prompt[None], torch.ones(1, len(prompt), dtype=torch.bool), max_new_tokens=tokens)[0]
+        for prompt, tokens in prompts
+    ]
+    assert batched(backbone, prompts, max_rows=3) == expected
 
 
 @_record("LoRA")

@@ -17,7 +17,7 @@ from linvt.backbones.checkpoint import rule_for
 from linvt.lora import add_lora
 from linvt.shards import CachedVideo
 from linvt.training.batches import Visit, collate
-from tests.backbones.parity import greedy, left_padded, logits
+from tests.backbones.parity import batched, greedy, left_padded, logits
 from tests.backbones.published_models import GOLDEN, SPECIAL_TOKENS, save_published
 from tests.backbones.test_golden import expected_numbers
 
@@ -66,6 +66,13 @@ def test_generation_is_greedy_decoding_also_behind_padding(backbone, golden):
     assert len(set(map(tuple, expected))) == 3
     assert max(map(len, expected)) == 12
     assert backbone.generate(*left_padded(rows), max_new_tokens=12) == expected
+
+
+def test_rows_that_come_and_go_in_a_batch_say_what_they_say_alone(backbone, golden):
+    long = golden["spliced_embeds"]
+    prompts = [(long, 9), (long[:, 3:17], 4), (long[:, -9:], 12), (long[:, 2:], 7)]
+    expected = [greedy(backbone, row, steps=steps) for row, steps in prompts]
+    assert batched(backbone, [(row[0], steps) for row, steps in prompts], max_rows=3) == expected
 
 
 def test_generation_ends_at_a_stop_token(backbone, golden, monkeypatch):
@@ -180,6 +187,19 @@ def test_the_fingerprint_follows_the_vision_side_alone(directory, tmp_path):
         (copy / "config.json").write_bytes((directory / "config.json").read_bytes())
         save_file(whole | {name: whole[name] + 1}, copy / "model.safetensors")
         assert (vision_fingerprint(str(copy)) != before) is changes
+
+
+def test_a_conversation_goes_on_with_what_was_said_before(backbone):
+    asked = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Who?"}]}
+    answered, again = {"role": "assistant", "content": "Ann."}, {"role": "user", "content": "Where?"}
+    in_parts = [
+        *backbone.prompt([asked]).after,
+        *backbone.answer_ids([asked], "Ann."),
+        *backbone.question_ids([asked, answered], "Where?"),
+    ]
+    whole = backbone.prompt([asked, answered, again]).after
+    assert backbone.text_tokenizer.decode(in_parts) == backbone.text_tokenizer.decode(list(whole))
+    assert in_parts == list(whole)
 
 
 def _visit(seed: int, kind: str, channels: int) -> Visit:

@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from linvt.extraction import decode_process, reading
 
 
@@ -14,6 +16,8 @@ def _stream(path, **_):
         ctypes.string_at(0)
     if wish == "hang":
         time.sleep(10**6)
+    while wish == "never end":
+        yield np.zeros((1, 27, 48, 3), np.uint8)
     if wish == "eat memory":
         hoard = []
         while True:

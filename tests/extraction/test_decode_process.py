@@ -11,6 +11,7 @@ import pytest
 
 from linvt.extraction.decode_process import DecodeProcess, DecoderDied
 from linvt.extraction.reading import Unreadable, read_media
+from linvt.video import MediaLimits
 from tests.media import write_image, write_video
 
 
@@ -87,6 +88,41 @@ def test_whatever_kills_the_child_is_told_and_the_next_input_is_decoded(wish, er
             drained(process(str(tmp_path / "wish"), 48, 16))
 
 
+def test_a_child_that_died_between_two_inputs_is_told_of_once(tmp_path):
+    video = str(write_video(tmp_path / "a.mp4"))
+    with DecodeProcess(stall_timeout_s=60, memory_mb=1024) as process:
+        expected, media = drained(process(video, 48, 16))
+        media.take(media.candidates)
+        process._process.kill()
+        process._process.wait()
+        with pytest.raises(DecoderDied, match="SIGKILL"):
+            drained(process(video, 48, 16))
+        np.testing.assert_array_equal(drained(process(video, 48, 16))[0], expected)
+
+
+def test_work_that_takes_too_long_is_ended_however_alive_it_seems(tmp_path):
+    (tmp_path / "wish").write_text("never end")
+    with HostileProcess(stall_timeout_s=600, memory_mb=1024, timeout_s=2) as process:
+        with pytest.raises(DecoderDied, match="not done after 2 s") as raised:
+            drained(process(str(tmp_path / "wish"), 48, 16))
+        assert raised.value.error_class == "DecoderTooSlow"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (MediaLimits(max_duration_s=0.9), "1 s long; at most 1 s"),
+        (MediaLimits(max_frame_pixels=6000), "96 × 64 pixels; at most 6000"),
+    ],
+)
+def test_limits_reach_the_child(limits, message, tmp_path):
+    video = str(write_video(tmp_path / "a.mp4", fps=24))
+    with DecodeProcess(stall_timeout_s=60, memory_mb=1024, limits=limits) as process:
+        with pytest.raises(Unreadable, match=message) as raised:
+            drained(process(video, 48, 16))
+        assert raised.value.error_class == "BeyondLimits"
+
+
 def test_a_reader_that_stops_half_way_leaves_no_stale_answer(process, tmp_path):
     first, second = (
         write_video(tmp_path / f"{i}.mp4", shot_lengths=(250, 250), size=(256, 64), seed=i) for i in range(2)
@@ -102,7 +138,7 @@ def test_a_hanging_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
     (tmp_path / "wish").write_text("hang")
     script = (
         "import sys; from tests.extraction.test_decode_process import HostileProcess\n"
-        "process = HostileProcess(stall_timeout_s=600, memory_mb=1024); process._started()\n"
+        "process = HostileProcess(stall_timeout_s=600, memory_mb=1024); process._start()\n"
         "print(process._process.pid, flush=True); next(process(sys.argv[1], 48, 16))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "wish")]

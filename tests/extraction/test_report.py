@@ -396,16 +396,7 @@ def test_the_slot_alone_chooses_and_at_most_a_gallery_of_them(corpus):
 
 def test_serving_makes_no_thumbnails(corpus, monkeypatch):
     monkeypatch.setattr("linvt.extraction.decode.thumbnail_strip", lambda _: pytest.fail("thumbnails were made"))
-    order = DecodeOrder(
-        path=corpus / "e.mp4",
-        kind="video",
-        spec=SPEC,
-        detector="none",
-        fps=None,
-        max_duration_s=60,
-        max_frame_pixels=1e6,
-    )
-    row, frames = decode(order)
+    row, frames = decode(DecodeOrder(kind="video", spec=SPEC, detector="none"), corpus / "e.mp4")
     assert frames is not None
     assert row.thumbnails is None
 

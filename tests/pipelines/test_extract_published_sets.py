@@ -7,12 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from linvt.annotations import read_annotations
 from linvt.annotations.config import ConvertConfig
 from linvt.annotations.converting import convert
 from linvt.extraction.config import ExtractConfig
 from linvt.shards import read_cache
-from linvt.training.data import plan_visits
+from linvt.training.data import open_sources, plan_visits
 from pipelines.extract import extract
 from tests.media import write_image, write_video
 
@@ -62,7 +61,8 @@ def test_published_files_lead_to_visits(published, ray_cluster, tiny_llava, tmp_
         "v_b.mkv": ("video", "matroska,webm", 24, 2.0),
     }
     # The published files are trained on as they are: their names find what the cache holds.
-    visits = plan_visits(read_cache(out), read_annotations(published), stage=2, turns_per_visit=5)
+    sources = open_sources([str(file) for file in published], formats=["auto"], weights=(), media_prefixes=[""])
+    visits = plan_visits(read_cache(out), sources, stage=2, turns_per_visit=5)
     assert {visit.turns[0].answer for visit in visits.visits} == {"In a newsroom.", "5", "A man."}
 
     # A folder that lost a frame is another video, and only it is extracted again.

@@ -1,5 +1,7 @@
 """One media file of a request: the limits, and tokens equal to the extraction's."""
 
+import asyncio
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,12 @@ import torch
 
 from linvt.backbones import load_backbone
 from linvt.extraction.identity import FeatureSpec
+from linvt.extraction.reading import read_media
 from linvt.serving.encoding import DecodeOrder, decode, decode_order, encode
 from linvt.serving.errors import RequestError
 from linvt.serving.media import MediaRules, fetch_media
 from linvt.serving.requests import VideoOptions
+from linvt.video import MediaLimits
 from tests.media import write_image, write_video
 from tests.tiny_models import save_tiny_llava
 
@@ -34,11 +38,11 @@ def media(tmp_path_factory) -> Path:
     return directory
 
 
-def order_for(path: Path, kind: str = "video", max_frames: int = 32, **changes) -> DecodeOrder:
-    local = fetch_media(path.as_uri(), MediaRules(allowed_dirs=(path.parent,)), path.parent)
-    options = VideoOptions(**{name: changes.pop(name) for name in ("num_frames", "fps") if name in changes})
-    limits = {"max_duration_s": 60.0, "max_frame_pixels": 1e6} | changes
-    return decode_order(local, kind, options, spec=SPEC, detector="none", max_frames=max_frames, **limits)
+def order_for(path: Path, kind: str = "video", max_frames: int = 32, **options) -> DecodeOrder:
+    local = asyncio.run(fetch_media(path.as_uri(), MediaRules(allowed_dirs=(path.parent,)), path.parent))
+    return decode_order(
+        local.container, kind, VideoOptions(**options), spec=SPEC, detector="none", max_frames=max_frames
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,7 @@ def order_for(path: Path, kind: str = "video", max_frames: int = 32, **changes) 
     [({}, 8), ({"num_frames": 3}, 3), ({"num_frames": 32}, 32), ({"fps": 2}, 8), ({"fps": 99}, 32)],
 )
 def test_as_many_frames_as_asked(media, options, count):
-    row, frames = decode(order_for(media / "video.mp4", **options))
+    row, frames = decode(order_for(media / "video.mp4", **options), media / "video.mp4")
     assert frames is not None
     assert len(frames) == len(row.kept_timestamps_s) == count
     assert frames.shape[1:] == (43, 64, 3)
@@ -56,24 +60,24 @@ def test_tokens_are_those_of_the_image_llms_own_path(media, tmp_path):
     torch.set_num_threads(1)
     backbone = load_backbone(str(save_tiny_llava(tmp_path)), parts={"vision"})
     order = order_for(media / "video.mp4")
-    row, frames = decode(order)
+    row, frames = decode(order, media / "video.mp4")
     assert frames is not None
     video = encode(backbone, order, row, frames, batch_size=4)
     assert (video.kind, len(video.tokens), video.feature_id) == ("video", 8, SPEC.feature_id)
     assert video.duration_s == pytest.approx(4.0, abs=0.1)
     assert torch.equal(video.tokens, backbone.encode_frames(frames, batch_size=4).tokens.bfloat16())
     image_order = order_for(media / "image.png", "image")
-    image = encode(backbone, image_order, *decode(image_order), batch_size=4)
+    image = encode(backbone, image_order, *decode(image_order, media / "image.png"), batch_size=4)
     assert (image.kind, len(image.tokens)) == ("image", 1)
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
-    [({"max_duration_s": 3.0}, "4 s long; this server takes at most 3"), ({"max_frame_pixels": 6000}, "6144 pixels")],
+    [({"max_duration_s": 3.0}, "4 s long; at most 3"), ({"max_frame_pixels": 6000}, "96 × 64 pixels")],
 )
 def test_limits(media, limits, message):
-    order = order_for(media / "video.mp4", **limits)
-    row, frames = decode(order)
+    order = order_for(media / "video.mp4")
+    row, frames = decode(order, media / "video.mp4", partial(read_media, limits=MediaLimits(**limits)))
     assert frames is None
     with pytest.raises(RequestError, match=message) as caught:
         encode(None, order, row, frames, batch_size=4)  # media that never become frames need no backbone
@@ -90,6 +94,6 @@ def test_too_many_frames_and_a_video_as_an_image(media):
 def test_noise_behind_a_good_beginning_is_quarantined(media):
     broken = media / "broken.mp4"
     broken.write_bytes((media / "video.mp4").read_bytes()[:200] + np.random.default_rng(0).bytes(5000))
-    row, frames = decode(order_for(broken))
+    row, frames = decode(order_for(broken), broken)
     assert frames is None
     assert row.status == "quarantined"

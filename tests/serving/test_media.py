@@ -1,5 +1,6 @@
 """The rules about what a request may make the server read, against real files and a real HTTP server."""
 
+import asyncio
 import base64
 import gzip
 import hashlib
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from linvt.serving.errors import RequestError
-from linvt.serving.media import MediaRules, container_of, fetch_media, is_public_address
+from linvt.serving.media import LocalMedia, MediaRules, container_of, fetch_media, is_public_address
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -76,9 +77,13 @@ def here(server):
     return address, MediaRules(allowed_hosts=(address,), max_bytes=2000, fetch_timeout_s=5)
 
 
+def fetch(url: str, rules: MediaRules, scratch: Path) -> LocalMedia:
+    return asyncio.run(fetch_media(url, rules, scratch))
+
+
 def refused(url: str, rules: MediaRules, scratch: Path) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        fetch_media(url, rules, scratch)
+        fetch(url, rules, scratch)
     return caught.value
 
 
@@ -121,7 +126,7 @@ def test_file_below_an_allowed_directory(tmp_path):
     (media / "a b").mkdir(parents=True)
     path = media / "a b" / "ü.png"
     path.write_bytes(PNG)
-    found = fetch_media(path.as_uri(), MediaRules(allowed_dirs=(media,)), tmp_path)
+    found = fetch(path.as_uri(), MediaRules(allowed_dirs=(media,)), tmp_path)
     assert (found.path, found.sha256, found.size_bytes) == (path, hashlib.sha256(PNG).hexdigest(), len(PNG))
 
 
@@ -172,7 +177,7 @@ def test_other_urls_are_refused(url, tmp_path):
 
 def test_data_url(tmp_path):
     url = "data:image/png;base64," + base64.b64encode(PNG).decode()
-    found = fetch_media(url, MediaRules(), tmp_path)
+    found = fetch(url, MediaRules(), tmp_path)
     assert found.path.read_bytes() == PNG
     assert found.path.parent == tmp_path
 
@@ -217,14 +222,14 @@ def test_containers_of_real_footage():
 
 def test_download(here, server, tmp_path):
     address, rules = here
-    found = fetch_media(f"http://{address}/image", rules, tmp_path)
+    found = fetch(f"http://{address}/image", rules, tmp_path)
     assert found.sha256 == hashlib.sha256(PNG).hexdigest()
     assert server.hosts[-1] == address
 
 
 def test_redirects_are_followed_within_the_rules(here, tmp_path):
     address, rules = here
-    assert fetch_media(f"http://{address}/redirect?/image", rules, tmp_path).size_bytes == len(PNG)
+    assert fetch(f"http://{address}/redirect?/image", rules, tmp_path).size_bytes == len(PNG)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,19 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from linvt.serving.errors import RequestError
 from linvt.serving.requests import parse_request
-from linvt.serving.responses import DONE, Completion, Moment, Usage, top_moments, video_entry, video_evidence
+from linvt.serving.responses import (
+    DONE,
+    ChoiceReply,
+    Completion,
+    LogProb,
+    Moment,
+    Piece,
+    Reply,
+    Usage,
+    top_moments,
+    video_entry,
+    video_evidence,
+)
 
 
 def _body(**changes: Any) -> dict[str, Any]:
@@ -23,8 +35,8 @@ def _parse(body: Any):
 
 def test_the_request_that_lmms_eval_sends():
     request = _parse(_body(media_io_kwargs={"video": {"num_frames": 8}}, max_tokens=16, temperature=0, user="x"))
-    assert request.media_io_kwargs.video.num_frames == 8
-    assert [part.type for part in request.messages[0].content] == ["video_url", "text"]
+    assert request.video_options.num_frames == 8
+    assert [part.type for part in request.messages[0].parts] == ["video_url", "text"]
 
 
 def test_plain_text_and_several_turns():
@@ -35,7 +47,7 @@ def test_plain_text_and_several_turns():
         {"role": "user", "content": "three"},
     ]
     request = _parse({"model": "linvt", "messages": messages, "stop": "."})
-    assert [message.content[0].text for message in request.messages] == ["be brief", "one", "two", "three"]
+    assert [message.parts[0].text for message in request.messages] == ["be brief", "one", "two", "three"]
     assert request.stops == ["."]
 
 
@@ -43,7 +55,20 @@ def test_plain_text_and_several_turns():
     ("changes", "status", "param"),
     [
         ({"model": "gpt-4"}, 404, None),
-        ({"n": 2}, 400, "n"),
+        ({"n": 17}, 400, "n"),
+        ({"n": 2, "linvt": {"evidence": True}}, 400, "n"),
+        ({"top_logprobs": 2}, 400, "top_logprobs"),
+        ({"top_p": 0.0}, 400, "top_p"),
+        ({"min_p": 1.5}, 400, "min_p"),
+        ({"presence_penalty": 3.0}, 400, "presence_penalty"),
+        ({"frequency_penalty": float("nan")}, 400, "frequency_penalty"),
+        ({"repetition_penalty": 0.0}, 400, "repetition_penalty"),
+        ({"seed": 2**63}, 400, "seed"),
+        ({"max_tokens": "3"}, 400, "max_tokens"),
+        ({"tools": [{"type": "function"}]}, 400, "tools"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"model": "\ud800"}, 400, "model"),
+        ({"messages": [{"role": "user", "content": "red " * 250_001}]}, 400, "messages"),
         ({"temperature": -1}, 400, "temperature"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"messages": []}, 400, "messages"),
@@ -94,9 +119,15 @@ def _evidence() -> dict[str, Any]:
     return entry | video_evidence(moments, shot_weights=[1.0], num_top_moments=2, answer_tokens=None, evidence_map=None)
 
 
+def _answer(text: str, finish_reason: Any, usage: Usage) -> Reply:
+    log_probs = [LogProb(token=text, log_prob=-float("inf"), alternatives=(("no", -2.0),))]
+    choice = ChoiceReply(text=text, finish_reason=finish_reason, log_probs=log_probs)
+    return Reply(choices=[choice], usage=usage, videos=[_evidence()], from_cache=[False])
+
+
 def test_openai_types_read_the_answer_and_keep_the_evidence():
     usage = Usage(prompt_tokens=5, completion_tokens=2)
-    body = Completion(model="linvt").whole("yes", finish_reason="stop", usage=usage, videos=[_evidence()])
+    body = Completion(model="linvt").whole(_answer("yes", "stop", usage))
     parsed = ChatCompletion.model_validate(json.loads(json.dumps(body)), strict=True)
     assert parsed.usage is not None
     assert parsed.usage.total_tokens == 7
@@ -108,11 +139,12 @@ def test_openai_types_read_the_answer_and_keep_the_evidence():
 
 def test_openai_types_read_the_stream():
     completion = Completion(model="linvt")
+    usage = Usage(prompt_tokens=1, completion_tokens=1)
     events = [
-        completion.first_chunk(),
-        completion.text_chunk("line\nbreak"),
-        completion.last_chunk(finish_reason="length", videos=[_evidence()]),
-        completion.usage_chunk(Usage(prompt_tokens=1, completion_tokens=1)),
+        completion.first_chunks(1),
+        completion.text_chunk(Piece(index=0, text="line\nbreak", log_probs=[LogProb(token="line", log_prob=-1.0)])),
+        completion.last_chunks(_answer("line\nbreak", "length", usage)),
+        completion.usage_chunk(usage),
     ]
     chunks = [ChatCompletionChunk.model_validate(json.loads(event[len("data: ") :]), strict=True) for event in events]
     assert all(event.endswith("\n\n") and event.count("\n") == 2 for event in [*events, DONE])

@@ -222,15 +222,11 @@ def test_extraction_and_serving_keep_the_frames_of_its_shots(
     assert len(shots) > 1, "the frames exercise nothing"
 
     order = DecodeOrder(
-        path=path,
         kind="video",
         spec=replace(spec, detector="another's, which decides nothing here"),
         detector="autoshot",
         detector_weights=checkpoint,
-        fps=None,
-        max_duration_s=60,
-        max_frame_pixels=1e6,
     )
-    served, served_frames = decode(order)
+    served, served_frames = decode(order, path)
     np.testing.assert_array_equal(served.boundary_probabilities, expected)
     np.testing.assert_array_equal(served_frames, frames)

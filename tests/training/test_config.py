@@ -39,6 +39,12 @@ def test_numbers_of_workers_that_make_no_sense(text):
         ({"steps": 0}, "--steps must be at least 1"),
         ({"epochs": 0.0}, "--epochs must be more than 0"),
         ({"learning_rate": 0.0}, "--learning-rate must be more than 0"),
+        ({"micro_batch": 0}, "--micro-batch must be at least 1"),
+        (
+            {"micro_batch": 1, "num_workers": "1:4", "visits_per_batch": 8, "stage": 2},
+            "does not divide into 3 workers, and --micro-batch needs equal shares",
+        ),
+        ({"mixture_weights": (1.0, 0.0)}, "--mixture-weights must be more than 0"),
         ({"max_left_out_share": 1.5}, "--max-left-out-share must be from 0 to 1"),
         ({"precision": "bf16"}, "--precision bf16 needs --zero-stage"),
         ({"zero_stage": 2}, "--zero-stage 2 needs --precision bf16"),
@@ -76,6 +82,13 @@ def test_the_flags_load_without_torch():
     code = "import sys, linvt.command, jobs.train; print('torch' in sys.modules, 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_mixture_s_flags_are_one_for_all_files_or_one_for_each():
+    flags = "--stage 2 --cache c --backbone tiny --out o --annotations a b --format llava auto --mixture-weights 1 0.5"
+    config = parse(TrainConfig, [*flags.split(), "--media-prefix", "", "b/"])
+    assert (config.annotations, config.format, config.media_prefix) == (("a", "b"), ("llava", "auto"), ("", "b/"))
+    assert config.mixture_weights == (1.0, 0.5)
 
 
 @pytest.mark.parametrize("name", ["tiny-stage1", "tiny-stage2"])

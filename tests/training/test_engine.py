@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ MODES = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
 NUM_WORKERS = 2
 
 
-def _config(zero_stage=0, precision="fp32", **fields) -> TrainConfig:
+def _config(zero_stage=0, precision="fp32", **fields: Any) -> TrainConfig:
     return TrainConfig(
         stage=1,
         cache="",
@@ -30,11 +31,13 @@ def _config(zero_stage=0, precision="fp32", **fields) -> TrainConfig:
     )
 
 
-def _engine(zero_stage, precision) -> Engine:
+def _engine(zero_stage, precision, **fields: Any) -> Engine:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3), nn.Linear(3, 3))
     model[0].requires_grad_(False)
-    return Engine(model.to(torch.bfloat16 if precision == "bf16" else torch.float32), _config(zero_stage, precision))
+    return Engine(
+        model.to(torch.bfloat16 if precision == "bf16" else torch.float32), _config(zero_stage, precision, **fields)
+    )
 
 
 def _take_steps(engine, first, last, *, rank, num_workers, precision) -> list[tuple[float, float]]:
@@ -47,6 +50,7 @@ def _take_steps(engine, first, last, *, rank, num_workers, precision) -> list[tu
         outputs = engine.forward(inputs[mine].to(torch.bfloat16 if precision == "bf16" else torch.float32)).float()
         loss = (outputs - targets[mine]).pow(2).mean()
         norm = engine.step(loss, 1e-2 * (step + 1))
+        engine.average(step + 1)
         total = loss.detach().clone()
         dist.all_reduce(total)
         taken.append((total.item() / num_workers, norm))
@@ -60,15 +64,15 @@ def _work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_WORKERS)
     for zero_stage, precision in MODES:
         where = {"rank": rank, "num_workers": NUM_WORKERS, "precision": precision}
-        whole = _engine(zero_stage, precision)
+        whole = _engine(zero_stage, precision, ema_decay=0.9)
         untrained = whole.gather_state()
         steps = _take_steps(whole, 0, 6, **where)
         final = whole.gather_state()
 
-        half = _engine(zero_stage, precision)
+        half = _engine(zero_stage, precision, ema_decay=0.9)
         _take_steps(half, 0, 3, **where)
         saved = half.gather_state()
-        resumed = _engine(zero_stage, precision)
+        resumed = _engine(zero_stage, precision, ema_decay=0.9)
         resumed.load_state(saved, step=3)
         assert _take_steps(resumed, 3, 6, **where) == steps[3:]
         for name, tensor in resumed.gather_state().items():
@@ -79,6 +83,11 @@ def _work(rank: int, folder: str) -> None:
             for name, parameter in resumed.trainable.items():
                 whole_weight = final[f"weights.{name}"].to(parameter.dtype)
                 assert torch.equal(parameter.detach(), whole_weight), (zero_stage, precision, name)
+        with resumed.averaged(), resumed.gathered_weights():
+            for name, parameter in resumed.trainable.items():
+                average = final[f"average.{name}"].to(parameter.dtype)
+                assert torch.equal(parameter.detach(), average), (zero_stage, precision, name)
+        assert all(torch.equal(tensor, final[name]) for name, tensor in resumed.gather_state().items())
         if rank == 0:
             losses = {"losses": torch.tensor([loss for loss, _ in steps[3:]])}
             save_file(saved, f"{folder}/saved-{zero_stage}-{precision}.safetensors")
@@ -103,7 +112,7 @@ def test_a_state_goes_on_under_any_zero_stage_and_on_another_number_of_workers(z
     other_stage = {0: 1, 1: 0, 2: 1, 3: 2}[zero_stage] if precision == "fp32" else {1: 2, 2: 3, 3: 1}[zero_stage]
     for stage in (zero_stage, other_stage):
         with plain_context(two_workers):
-            engine = _engine(stage, precision)
+            engine = _engine(stage, precision, ema_decay=0.9)
             engine.load_state(saved, step=3)
             alone = _take_steps(engine, 3, 6, rank=0, num_workers=1, precision=precision)
             # The first loss knows only the weights, so it is the same to the last digits; then bf16 rounds.
@@ -143,6 +152,21 @@ def test_the_update_is_adamw_s(tmp_path):
         _take_steps(engine, 0, 3, rank=0, num_workers=1, precision="fp32")
         for name, parameter in engine.trainable.items():
             torch.testing.assert_close(parameter, model.get_parameter(name))
+
+
+def test_the_average_is_that_of_the_weights_after_each_step(tmp_path):
+    with plain_context(tmp_path):
+        engine = _engine(0, "fp32", ema_decay=0.3)
+        average = engine.gather_state()["weights.2.weight"]
+        for step in range(6):
+            _take_steps(engine, step, step + 1, rank=0, num_workers=1, precision="fp32")
+            decay = min(0.3, (2 + step) / (11 + step))
+            average = decay * average + (1 - decay) * engine.gather_state()["weights.2.weight"]
+        state = engine.gather_state()
+        torch.testing.assert_close(state["average.2.weight"], average)
+        assert not torch.allclose(state["weights.2.weight"], average)
+        with pytest.raises(ValueError, match=r"6 tensors differ: average\.1\.bias is \(7,\) there and None here"):
+            _engine(0, "fp32").load_state(state, step=6)
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path):

@@ -1,4 +1,7 @@
+import os
+import signal
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from linvt.backbones import load_backbone
 from linvt.training.checkpoint import latest_checkpoint, load_checkpoint
 from linvt.training.config import TrainConfig
 from linvt.training.context import PlainContext, plain_context
+from linvt.training.guards import TrainingFailed
 from linvt.training.loop import train
 from linvt.training.metrics import read_metrics
 from linvt.training.model import build_model
@@ -98,7 +102,6 @@ def test_the_lines_tell_how_it_went(stage_2):
     assert lines[-1]["step"] == 6
     assert lines[-1]["eval_loss"] > 0
     assert 0 <= lines[-1]["eval_accuracy"] <= 1
-    assert (stage_2[1] / "loss.png").is_file()
     assert list((stage_2[1] / "tensorboard").iterdir())
 
 
@@ -236,3 +239,145 @@ def test_a_cache_of_another_backbone_is_refused(inputs, tmp_path):
     other = save_tiny_llava(tmp_path / "wide", hidden_size=96)
     with pytest.raises(ValueError, match=r"holds tokens of C = 64, --backbone .* has C = 96"):
         run(small_config(inputs, tmp_path / "out", backbone=str(other)))
+
+
+def _model_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "linvt.safetensors") | load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tuned(inputs, tmp_path_factory) -> Path:
+    """A model that can only get worse at a high learning rate."""
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    return run(small_config(inputs, out, stage=2, steps=16, learning_rate=0.3, warmup_steps=0)) / "model"
+
+
+def test_the_best_model_by_validation_is_kept_beside_the_last(tuned, inputs, tmp_path):
+    config = small_config(
+        inputs,
+        tmp_path / "out",
+        stage=2,
+        init_from=str(tuned),
+        eval_annotations=(inputs.annotations,),
+        eval_every=1,
+        eval_visits=6,
+        eval_answers=0,
+        learning_rate=1.0,
+        clip_grad_norm=0.0,
+        steps=12,
+        save_every=3,
+        warmup_steps=12,
+    )
+    out = run(config)
+    values = {line["step"]: line["eval_loss"] for line in read_metrics(out / "metrics.jsonl") if "eval_loss" in line}
+    best = min(values, key=values.__getitem__)
+    assert 1 < best < 12
+    assert [path.name for path in out.glob("best-*")] == [f"best-{best:08d}"]
+    assert (out / "best").resolve().name == f"best-{best:08d}"
+    saved = load_checkpoint(latest_checkpoint(out))[0].best
+    assert saved is not None
+    assert (saved.step, saved.value) == (best, values[best])
+    # It is what training was at that step; and killed in the next one and gone on with, it is the same.
+    resumed = replace(config, out=str(tmp_path / "resumed"), save_every=1)
+    run(resumed, lost_at=best + 1)
+    then = final_tensors(tmp_path / "resumed")
+    run(resumed)
+    assert (tmp_path / "resumed" / "best").resolve().name == f"best-{best:08d}"
+    for name, tensor in load_file(out / "best" / "linvt.safetensors").items():
+        assert torch.equal(then[f"weights.video_tokenizer.{name}"], tensor)
+    for file in ("linvt.safetensors", "adapter/adapter_model.safetensors"):
+        assert (out / "best" / file).read_bytes() == (tmp_path / "resumed" / "best" / file).read_bytes()
+    assert (out / "model" / "linvt.safetensors").read_bytes() != (out / "best" / "linvt.safetensors").read_bytes()
+    assert VideoLLM.from_pretrained(out / "best", parts=("llm",)).video_tokenizer.config.num_queries == (4, 2)
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "bf16")])
+def test_averaged_weights_are_validated_saved_and_resumed(zero_stage, precision, stage_1, inputs, tmp_path):
+    config = small_config(
+        inputs,
+        tmp_path / "out",
+        stage=2,
+        init_from=str(stage_1[1] / "model"),
+        eval_annotations=(inputs.annotations,),
+        eval_every=3,
+        eval_visits=6,
+        eval_answers=0,
+        ema_decay=0.7,
+        zero_stage=zero_stage,
+        precision=precision,
+    )
+    out = run(config)
+    tensors = final_tensors(out)
+    assert (latest_checkpoint(out) / "average.safetensors").is_file()
+    for name, tensor in load_file(out / "model" / "linvt.safetensors").items():
+        assert torch.equal(tensors[f"average.video_tokenizer.{name}"].to(tensor.dtype), tensor)
+    averages = {
+        name.removeprefix("average."): tensor for name, tensor in tensors.items() if name.startswith("average.")
+    }
+    assert all(not torch.equal(tensors[f"weights.{name}"], tensor) for name, tensor in averages.items())
+
+    # The weights that train are the same without it; what is validated is not.
+    without = run(replace(config, out=str(tmp_path / "without"), ema_decay=0.0))
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in final_tensors(without).items())
+    averaged, last = (
+        [line["eval_loss"] for line in read_metrics(one / "metrics.jsonl") if "eval_loss" in line]
+        for one in (out, without)
+    )
+    assert len(averaged) == len(last) == 2
+    assert all(a != b for a, b in zip(averaged, last))
+
+    resumed = replace(config, out=str(tmp_path / "resumed"))
+    run(resumed, lost_at=5)
+    again = final_tensors(run(resumed))
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    assert reproducible_lines(tmp_path / "resumed") == reproducible_lines(out)
+    for file in ("linvt.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "resumed" / "model" / file).read_bytes() == (out / "model" / file).read_bytes()
+
+
+def test_asked_to_stop_it_leaves_a_checkpoint_of_this_step_and_goes_on_from_there(stage_2, tmp_path):
+    config, whole = stage_2
+    config = replace(config, out=str(tmp_path / "out"), save_every=100)
+    out = Path(config.out)
+    out.mkdir()
+
+    class Cluster(PlainContext):
+        """Sends SIGTERM when step 3 is reported."""
+
+        def report(self, metrics):
+            if metrics["step"] == 3 and not self.stop.received:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with plain_context(out) as context:
+        fields = ("rank", "world_size", "local_rank", "device", "run_dir", "stop")
+        assert train(config, Cluster(**{name: getattr(context, name) for name in fields})) is False
+    # Noticed when the next step adds up what the workers have to say.
+    assert load_checkpoint(latest_checkpoint(out))[0].cursor.step == 4
+    assert not (out / "model").exists()
+    assert run(config) == out
+    assert all(torch.equal(tensor, final_tensors(out)[name]) for name, tensor in final_tensors(whole).items())
+    assert reproducible_lines(out) == reproducible_lines(whole)
+
+
+def test_a_run_that_diverges_is_stopped(tuned, inputs, tmp_path):
+    config = small_config(
+        inputs,
+        tmp_path / "out",
+        stage=2,
+        init_from=str(tuned),
+        learning_rate=10.0,
+        clip_grad_norm=0.0,
+        steps=30,
+        warmup_steps=30,
+        divergence_steps=2,
+    )
+    with pytest.raises(TrainingFailed, match=r"the loss runs away: its mean over the last 2 steps is [\d.]+ at step"):
+        run(config)
+    losses = [line["loss"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")]
+    means = [(a + b) / 2 for a, b in pairwise(losses)]
+    assert means[-1] > max(2 * min(means), min(means) + 1)
+    assert not (tmp_path / "out" / "model").exists()
+    # What the guards remember is in the checkpoint.
+    state, _ = load_checkpoint(latest_checkpoint(tmp_path / "out"))
+    assert list(state.guards.recent_losses) == losses[state.cursor.step - 2 : state.cursor.step]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linvt.training.order import SampleStream, epoch_order, share_of_rank
+from linvt.training.order import SampleStream, epoch_members, epoch_order, share_of_rank, visits_per_epoch
 
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=12)  # samples of each shard
 
@@ -92,6 +92,61 @@ def test_the_workers_shares_are_the_batch_on_any_number_of_workers(batch_size, w
     assert sorted(np.concatenate(shares)) == sorted(batch)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert list(share_of_rank(batch, 0, 1)) == list(batch)
+
+
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    weights=st.lists(st.sampled_from([0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0]), min_size=4, max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_a_weight_is_how_often_an_epoch_visits_a_sample(counts, weights, seed):
+    source = np.repeat(np.arange(len(counts)), counts)
+    weights = weights[: len(counts)]
+    epochs = [epoch_members(source, weights, seed=seed, epoch=epoch) for epoch in range(8)]
+    for number, (count, weight) in enumerate(zip(counts, weights)):
+        in_epoch = visits_per_epoch(count, weight)
+        assert in_epoch == max(1, round(weight * count + 1e-9))
+        visited = [np.bincount(members, minlength=len(source))[source == number] for members in epochs]
+        for epoch, times in enumerate(visited):
+            assert times.sum() == in_epoch
+            assert times.max() - times.min() <= 2
+            # Over epochs, samples of one source are visited equally often, to within one.
+            so_far = np.sum(visited[: epoch + 1], axis=0)
+            assert so_far.max() - so_far.min() <= 1
+        if weight in (1.0, 2.0, 3.0):
+            assert all((times == weight).all() for times in visited)
+
+
+def test_half_of_a_source_is_its_other_half_next_time():
+    source = np.zeros(10, int)
+    first, second = (list(epoch_members(source, [0.5], seed=3, epoch=epoch)) for epoch in (0, 1))
+    assert sorted(first + second) == list(range(10))
+    assert first not in (list(range(5)), list(epoch_members(source, [0.5], seed=4, epoch=0)))
+
+
+@given(start=st.integers(0, 40), batch_size=st.integers(1, 7))
+def test_a_mixture_is_an_endless_stream_of_epochs_too(start, batch_size):
+    shard, length = _columns([3, 4, 5], num_lengths=2)
+    source = np.arange(12) % 2
+
+    def stream():
+        return SampleStream(
+            shard,
+            length,
+            seed=5,
+            window_shards=2,
+            batch_size=batch_size,
+            source_of_sample=source,
+            weights=[0.5, 2.0],
+        )
+
+    assert stream().samples_per_epoch == 3 + 12
+    whole, fresh = stream(), stream()
+    batches = np.concatenate([whole.batch(i * batch_size) for i in range(-(-45 // batch_size))])
+    for epoch in range(3):
+        of_epoch = batches[epoch * 15 : (epoch + 1) * 15]
+        assert sorted(of_epoch) == list(epoch_members(source, [0.5, 2.0], seed=5, epoch=epoch))
+    assert list(fresh.batch(start * batch_size)) == list(whole.batch(start * batch_size))
 
 
 def test_nothing_to_order_is_an_error():
