@@ -11,7 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from linvt.evaluation.benchmark_report import SUMMARY, judge_record, summarise_benchmark, summary_markdown, write_tables
+from linvt.evaluation.benchmark_report import (
+    SUMMARY,
+    judge_record,
+    report_files,
+    summarise_benchmark,
+    summary_markdown,
+    write_tables,
+)
 from linvt.evaluation.benchmarks import BENCHMARKS
 from linvt.evaluation.config import EvaluateConfig
 from linvt.evaluation.entry import UNLABELLED, Benchmark, Item, LoadOptions
@@ -49,8 +56,8 @@ def run_benchmark(config: EvaluateConfig) -> dict[str, Any]:
         "media_prefix": config.media_prefix,
         **identity_of_model(config),
     }
-    paths = [out / "answers.jsonl", *out.glob("judgements-*")]
-    open_run(out, identity, on_existing=config.on_existing, holds=paths)
+    paths = [out / "answers.jsonl", out / "submission.json", *out.glob("judgements-*")]
+    open_run(out, identity, on_existing=config.on_existing, holds=[*paths, *report_files(out)])
 
     # 2. Answer. Every batch is on disk before the next is counted.
     log = RowLog(out / "answers.jsonl", ItemAnswer)

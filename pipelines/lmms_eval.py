@@ -9,7 +9,14 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from linvt.evaluation.benchmark_report import SUMMARY, judge_record, summarise_benchmark, summary_markdown, write_tables
+from linvt.evaluation.benchmark_report import (
+    SUMMARY,
+    judge_record,
+    report_files,
+    summarise_benchmark,
+    summary_markdown,
+    write_tables,
+)
 from linvt.evaluation.benchmarks import BENCHMARKS
 from linvt.evaluation.config import EvaluateConfig
 from linvt.evaluation.entry import Benchmark, LoadOptions
@@ -41,7 +48,7 @@ def run_by_lmms_eval(config: EvaluateConfig) -> dict[str, Any]:
         **identity_of_model(config),
     }
     check_environment(config.lmms_env)
-    open_run(out, identity, on_existing=config.on_existing, holds=[])
+    open_run(out, identity, on_existing=config.on_existing, holds=report_files(out))
 
     if config.on_existing == "resume" and list(logged.glob("*/*_results.json")):
         found = read_lmms_eval(logged, limit=config.max_questions)

@@ -139,6 +139,11 @@ def _shown(value: float | None) -> str:
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
+def report_files(out: Path) -> list[Path]:
+    """What a finished run leaves; a run that starts over removes it, or its old numbers would stay in the tables."""
+    return [out / SUMMARY, out / "summary.md", out / "results.jsonl"]
+
+
 def read_summaries(out: Path) -> list[dict[str, Any]]:
     """The summaries of all benchmarks that ran into OUT."""
     paths = sorted(out.glob(f"*/{SUMMARY}"))

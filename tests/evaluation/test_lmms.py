@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,23 @@ def test_media_that_are_not_there_are_told_before_anything_runs(tmp_path):
     (tmp_path / "media").mkdir()
     with pytest.raises(ValueError, match=r"3 media are not below .*vid1\.avi"):
         export_task(BENCHMARKS["msvd-qa"], items, media_root=tmp_path / "media", out=tmp_path / "task")
+
+
+def test_the_command_line_exports_and_says_what_is_wrong(tmp_path):
+    data, media = write_published("videovista", tmp_path / "data"), tmp_path / "media/merged/Animal/3"
+    media.mkdir(parents=True)
+    (media / "Animal.3.clip_0.mp4").touch()
+    command = [sys.executable, "-m", "linvt.evaluation.lmms"]
+    arguments = ["--data", str(data), "--media", str(tmp_path / "media"), "--out", str(tmp_path / "task")]
+    done = subprocess.run([*command, "export", "videovista", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["task"] == "linvt_videovista"
+    assert (tmp_path / "task/linvt_videovista.yaml").is_file()
+    done = subprocess.run([*command, "export", "videovista2", *arguments], capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stdout)["error_class"]) == (1, "ValueError")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "setup" in done.stderr
 
 
 def write_run(
