@@ -8,24 +8,29 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from linvt.evaluation.benchmark_report import SUMMARY, summarise_benchmark, summary_markdown, write_tables
+from linvt.evaluation.benchmark_report import (
+    SUMMARY,
+    judge_record,
+    report_files,
+    summarise_benchmark,
+    summary_markdown,
+    write_tables,
+)
 from linvt.evaluation.benchmarks import BENCHMARKS
 from linvt.evaluation.config import EvaluateConfig
-from linvt.evaluation.entry import MISSING, UNLABELLED, Benchmark, Item, LoadOptions, Scored, Verdict
-from linvt.evaluation.item_work import EndpointItemAnswerer, ItemAnswer, ModelItemAnswerer, item_from_json
+from linvt.evaluation.entry import UNLABELLED, Benchmark, Item, LoadOptions
+from linvt.evaluation.item_work import EndpointItemAnswerer, ItemAnswer, ModelItemAnswerer
 from linvt.evaluation.judge import Judge, JudgeError, Judgement
 from linvt.evaluation.results import RowLog, open_run, write_atomically
+from linvt.evaluation.scored import item_from_json, scored
 from linvt.evaluation.work import identity_of_model
 from pipelines._map_by_ray import map_by_ray
 from pipelines._progress import Progress
 
 logger = logging.getLogger(__name__)
-
-_EMPTY = "empty answer"
 
 
 def run_benchmark(config: EvaluateConfig) -> dict[str, Any]:
@@ -51,8 +56,8 @@ def run_benchmark(config: EvaluateConfig) -> dict[str, Any]:
         "media_prefix": config.media_prefix,
         **identity_of_model(config),
     }
-    paths = [out / "answers.jsonl", *out.glob("judgements-*")]
-    open_run(out, identity, on_existing=config.on_existing, holds=paths)
+    paths = [out / "answers.jsonl", out / "submission.json", *out.glob("judgements-*")]
+    open_run(out, identity, on_existing=config.on_existing, holds=[*paths, *report_files(out)])
 
     # 2. Answer. Every batch is on disk before the next is counted.
     log = RowLog(out / "answers.jsonl", ItemAnswer)
@@ -78,7 +83,10 @@ def run_benchmark(config: EvaluateConfig) -> dict[str, Any]:
     if judge is not None:
         with closing(judge):
             judged = _judgements(config, out, judge, items, said)
-    rows = [_scored(benchmark, item, said[item.item_id], judged.get(item.item_id), judge) for item in items]
+    rows = [
+        scored(benchmark, item, said[item.item_id], judged.get(item.item_id), is_judged=judge is not None)
+        for item in items
+    ]
     write_atomically(out / "results.jsonl", "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
 
     # 4. Count.
@@ -90,7 +98,12 @@ def run_benchmark(config: EvaluateConfig) -> dict[str, Any]:
         benchmark,
         rows,
         asked_of=len(every),
-        judge=_judge_record(judge, judged),
+        judge=judge_record(
+            config.judge_model,
+            config.judge_url,
+            benchmark.judge,
+            models=[judgement.model for judgement in judged.values()],
+        ),
         made_with=identity,
         model=_model_name(config),
     )
@@ -198,37 +211,3 @@ def _judgements(
 
 def _short_hash(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _judge_record(judge: Judge | None, judged: dict[str, Judgement]) -> dict[str, Any] | None:
-    if judge is None:
-        return None
-    models = sorted({judgement.model for judgement in judged.values()})
-    return judge.identity | {"models_as_reported": models, "summarised_on": datetime.now(UTC).date().isoformat()}
-
-
-def _scored(
-    benchmark: Benchmark, item: Item, prediction: str | None, judgement: Judgement | None, judge: Judge | None
-) -> Scored:
-    wrong = Verdict(score=0.0, correct=False)
-    if not item.answers:
-        verdict, by = wrong, UNLABELLED
-    elif prediction is None:
-        verdict, by = wrong, MISSING
-    elif judge is None:
-        verdict, by = benchmark.rule(item, prediction), benchmark.rule_name
-    elif judgement is None:
-        verdict, by = wrong, _EMPTY
-    else:
-        verdict, by = Verdict(score=judgement.score, correct=judgement.correct), "judge"
-    return Scored(
-        item_id=item.item_id,
-        media=tuple(medium.path for medium in item.media),
-        groups=item.groups,
-        question=item.question,
-        answers=item.answers,
-        prediction=prediction,
-        score=verdict.score,
-        correct=verdict.correct,
-        by=by,
-    )

@@ -24,6 +24,7 @@ from linvt.evaluation.work import (
 from pipelines._map_by_ray import map_by_ray
 from pipelines._progress import Progress
 from pipelines.benchmark import run_benchmark
+from pipelines.lmms_eval import run_by_lmms_eval
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises ValueError for bad input, also for results in `config.out` that another model, cache or prompt made.
     """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for every question
     if config.benchmark != "qa":
-        return run_benchmark(config)
+        return run_by_lmms_eval(config) if config.by_lmms_eval else run_benchmark(config)
     started = time.monotonic()
 
     # 1. What is asked, and what is answered already.

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from linvt.evaluation.benchmarks import BENCHMARKS
 from linvt.evaluation.entry import MISSING, UNLABELLED, Benchmark, Scored
 from linvt.evaluation.estimates import Estimate, by
+from linvt.evaluation.lmms import LMMS_EVAL
 from linvt.evaluation.paper import PAPER_ROWS, TABLE_TITLES
 from linvt.evaluation.results import write_atomically
+from linvt.evaluation.rules.judging import JudgeProtocol
 
 SUMMARY = "summary.json"
 
@@ -113,8 +116,32 @@ def _line(name: str, number: dict[str, Any]) -> str:
     return f"| {name} | {_shown(number['value'])} | {interval} | {number['count']} |"
 
 
-def _shown(value: float) -> str:
+def judge_record(
+    model: str | None, url: str | None, protocol: JudgeProtocol | None, *, models: Sequence[str]
+) -> dict[str, Any] | None:
+    """What a summary says of its judge; None without one. `models` are the names by which it called itself."""
+    if model is None:
+        return None
+    return {
+        "model": model,
+        "url": url,
+        "protocol": protocol.name if protocol else "lmms-eval's",
+        "protocol_version": protocol.version if protocol else f"lmms-eval {LMMS_EVAL}",
+        "judge_there": protocol.judge_there if protocol else None,
+        "models_as_reported": sorted(set(models)),
+        "summarised_on": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "?"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def report_files(out: Path) -> list[Path]:
+    """What a finished run leaves; a run that starts over removes it, or its old numbers would stay in the tables."""
+    return [out / SUMMARY, out / "summary.md", out / "results.jsonl"]
 
 
 def read_summaries(out: Path) -> list[dict[str, Any]]:
@@ -158,7 +185,8 @@ def _own_cells(summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
         if not summary["metrics"]:
             continue
         marks = "*" if summary["needs_judge"] and not summary["is_judged"] else ""
-        marks += "†" if summary["questions"] < summary["published_questions"] else ""
+        whole = max(summary["questions_in_files"], summary["published_questions"])
+        marks += "†" if summary["questions"] < whole else ""
         marks += "‡" if summary["harness"] != "own" else ""
         for number, (column, metric) in enumerate(BENCHMARKS[summary["benchmark"]].columns.items()):
             # Without the judge there is one number, under its own name; it stands in the first column.

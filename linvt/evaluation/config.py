@@ -69,6 +69,11 @@ class EvaluateConfig:
     """Name of the judge's model there. Scores by different judges cannot be compared."""
     judge_key_env: str | None = None
     """The environment variable that holds the judge's API key."""
+    harness: Literal["auto", "own", "lmms-eval"] = "auto"
+    """Who asks and scores a published benchmark: this library, from --data, or lmms-eval, which fetches its own data
+    and asks --endpoint. auto: our own if --data is given."""
+    lmms_env: Path = Path(".venv-lmms-eval")
+    """lmms-eval's environment; `python -m linvt.evaluation.lmms setup` makes it."""
     judge_workers: int = 8
     """Answers judged at the same time."""
     on_existing: Literal["resume", "overwrite", "fail"] = "fail"
@@ -83,7 +88,7 @@ class EvaluateConfig:
             raise ValueError("give either --model or --endpoint")
         if self.model is not None and self.cache is None:
             raise ValueError("--model answers from cached frame tokens: give --cache (an extraction's --out)")
-        if self.endpoint is not None and self.media_root is None:
+        if self.endpoint is not None and self.media_root is None and not self.by_lmms_eval:
             raise ValueError("--endpoint reads the media itself: give --media-root (where their paths start)")
         if self.endpoint is not None and self.num_workers:
             raise ValueError(
@@ -105,15 +110,45 @@ class EvaluateConfig:
 
         if self.benchmark not in BENCHMARKS:
             raise ValueError(f"--benchmark {self.benchmark!r} is not known; valid: qa, {', '.join(BENCHMARKS)}")
-        if len(self.data) != 1:
-            raise ValueError(f"--benchmark {self.benchmark} reads its published files: give --data FOLDER")
+        if self.by_lmms_eval:
+            if self.endpoint is None:
+                raise ValueError(
+                    f"--benchmark {self.benchmark} without --data is run by lmms-eval, which asks an endpoint: give "
+                    "--endpoint, or --data FOLDER with the benchmark's published files"
+                )
+            if BENCHMARKS[self.benchmark].lmms_ours and (len(self.data) != 1 or self.media_root is None):
+                raise ValueError(
+                    f"lmms-eval has no {self.benchmark}; it becomes a task from its published files: give --data "
+                    "FOLDER and --media-root"
+                )
+        elif len(self.data) != 1:
+            raise ValueError(f"--benchmark {self.benchmark} reads its published files: give one --data FOLDER")
         if self.methods is not None or self.answers != "free" or self.show_choices:
             raise ValueError(
                 f"--benchmark {self.benchmark} asks its own questions in its own words, of the trained model alone: "
                 "--methods, --answers and --show-choices go with --benchmark qa"
             )
-        if self.judge_url is not None and BENCHMARKS[self.benchmark].judge is None:
+        asked = BENCHMARKS[self.benchmark]
+        if self.by_lmms_eval and not asked.lmms_ours:
+            if asked.lmms_judge is not None and self.judge_url is None:
+                raise ValueError(f"lmms-eval's {self.benchmark} needs a judge: give --judge-url and --judge-model")
+            if asked.lmms_judge not in (None, "*", self.judge_model):
+                raise ValueError(
+                    f"lmms-eval's {self.benchmark} asks its judge for {asked.lmms_judge} and nothing else, got "
+                    f"--judge-model {self.judge_model}"
+                )
+            is_judged = asked.lmms_judge is not None
+        else:
+            is_judged = asked.judge is not None
+        if self.judge_url is not None and not is_judged:
             raise ValueError(f"--benchmark {self.benchmark} is scored by a rule; leave --judge-url out")
+
+    @property
+    def by_lmms_eval(self) -> bool:
+        """Whether lmms-eval asks and scores."""
+        if self.benchmark == "qa" or self.harness == "own":
+            return False
+        return self.harness == "lmms-eval" or not self.data
 
     @property
     def answer_tokens(self) -> int:

@@ -125,12 +125,18 @@ class Benchmark:
     """What the benchmark's own server takes, as JSON, from all answers; where answers are not published."""
     lmms_tasks: tuple[str, ...] = ()
     """Tasks of lmms-eval 0.7.3, or of ours for it (`lmms_ours`)."""
-    lmms_metric: str | None = None
-    """The number of those tasks that is the main one here."""
+    lmms_metrics: tuple[str, ...] = ()
+    """The number of those tasks that is the main one here; the sum of several."""
+    lmms_scale: float = 100.0
+    """What makes that number ours: 100 where lmms-eval gives a share, 1 where it gives percent or points."""
+    lmms_judge: str | None = None
+    """The judge that lmms-eval's tasks ask for: a model's name, "*" for any that is named, None without a judge."""
     lmms_ours: bool = False
-    """Whether the tasks are defined in linvt/evaluation/lmms_tasks."""
+    """Whether lmms-eval lacks the benchmark, and the task is written by `python -m linvt.evaluation.lmms export`."""
     checked: str
     """How the scoring was compared with the benchmark's own."""
+    read_here: str = "made-up rows"
+    """Which published questions went through the loader and the scorer when this was written."""
 
 
 def published(folder: Path, *names: str) -> Path:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from linvt.annotations import AnyExtension, MediaFolder
 from linvt.evaluation.config import EvaluateConfig
@@ -18,12 +17,6 @@ class ItemAnswer:
 
     item_id: str
     prediction: str | None
-
-
-def item_from_json(fields: dict[str, Any]) -> Item:
-    """The item whose `asdict` went through JSON."""
-    media = tuple(Medium(**medium) for medium in fields["media"])
-    return Item(**fields | {"media": media, "answers": tuple(fields["answers"]), "options": tuple(fields["options"])})
 
 
 class ModelItemAnswerer:

@@ -112,7 +112,7 @@ def test_questions_about_several_images_and_about_none(run):
     assert outcome["scored_by"] == BENCHMARKS["hallusionbench"].rule_name
 
 
-def test_resumed_equals_uninterrupted_and_other_models_are_not_mixed_in(run, tmp_path):
+def test_resumed_equals_uninterrupted_and_other_models_are_not_mixed_in(run):
     config = run("mlvu")
     evaluate(config)
     whole = {path.name: path.read_bytes() for path in (config.out / "mlvu").iterdir()}
@@ -129,6 +129,11 @@ def test_resumed_equals_uninterrupted_and_other_models_are_not_mixed_in(run, tmp
     assert again == whole
     with pytest.raises(ValueError, match="max_new_tokens: 4 there, 5 now"):
         evaluate(replace(config, on_existing="resume", max_new_tokens=5))
+    # Starting over, the old numbers are gone at once: a run that fails leaves none behind.
+    with pytest.raises(RuntimeError, match="not one of the media"):
+        evaluate(replace(config, media_prefix="elsewhere/", on_existing="overwrite"))
+    assert not (config.out / "mlvu/summary.json").exists()
+    assert not (config.out / "mlvu/results.jsonl").exists()
 
 
 @pytest.mark.ray

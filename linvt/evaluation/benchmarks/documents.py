@@ -48,8 +48,8 @@ DOCVQA = Benchmark(
     metrics=_docvqa_metrics,
     max_new_tokens=32,
     submission=lambda answered: [{"questionId": int(item.item_id), "answer": text or ""} for item, text in answered],
-    lmms_tasks=("docvqa_val", "docvqa_test"),
-    lmms_metric="anls",
+    lmms_tasks=("docvqa_val",),
+    lmms_metrics=("anls",),
     checked="20,000 random answers against lmms-eval's anls: equal",
 )
 
@@ -88,6 +88,6 @@ TEXTVQA = Benchmark(
     metrics=_textvqa_metrics,
     max_new_tokens=32,
     lmms_tasks=("textvqa_val",),
-    lmms_metric="exact_match",
+    lmms_metrics=("exact_match",),
     checked="300,000 random texts through MMF's answer processor (lmms-eval's copy): equal",
 )

@@ -114,7 +114,7 @@ MMMU = Benchmark(
     breakdowns=("domain", "subject"),
     max_new_tokens=128,
     lmms_tasks=("mmmu_val",),
-    lmms_metric="mmmu_acc",
+    lmms_metrics=("mmmu_acc",),
     checked="the 1,800 published answers of LLaVA-1.5 and Qwen-VL against the published eval_utils.py, and 100,000 "
     "random ones: equal but for its random guesses",
 )
@@ -150,8 +150,8 @@ AI2D = Benchmark(
     rule_name="letter, as in lmms-eval",
     metrics=accuracy_metrics,
     lmms_tasks=("ai2d",),
-    lmms_metric="exact_match",
-    checked="read from lmms-eval's ai2d task; rows made up in the published layout",
+    lmms_metrics=("exact_match",),
+    checked="20,000 random answers against lmms-eval's filter and exact match: equal",
 )
 
 
@@ -192,6 +192,6 @@ SEED_IMAGE = Benchmark(
     metrics=accuracy_metrics,
     breakdowns=("type",),
     lmms_tasks=("seedbench",),
-    lmms_metric="seed_image",
-    checked="read from lmms-eval's seedbench task; rows made up in the published layout",
+    lmms_metrics=("seed_image",),
+    checked="20,000 random answers against lmms-eval's seed_process_result: equal",
 )

@@ -68,6 +68,8 @@ MM_VET_BENCHMARK = Benchmark(
     judged_unit="%",
     max_new_tokens=1024,
     lmms_tasks=("mmvet",),
-    lmms_metric="gpt_eval_score",
+    lmms_metrics=("gpt_eval_score",),
+    lmms_judge="*",
+    lmms_scale=1,
     checked="judge's prompt word for word, replies read as its evaluator does; a local judge answers in the tests",
 )

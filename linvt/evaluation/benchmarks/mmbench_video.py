@@ -83,7 +83,6 @@ MMBENCH_VIDEO_BENCHMARK = Benchmark(
     judged_unit="0–3",
     max_new_tokens=256,
     lmms_tasks=("linvt_mmbench_video",),
-    lmms_metric="mmbench_video_score",
     lmms_ours=True,
     checked="judge's prompt word for word, ratings averaged as VLMEvalKit's \"all\" column; a local judge answers "
     "in the tests",

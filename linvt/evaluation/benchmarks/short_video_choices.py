@@ -87,7 +87,8 @@ MVBENCH = Benchmark(
     metrics=_mvbench_metrics,
     breakdowns=("task",),
     lmms_tasks=("mvbench",),
-    lmms_metric="mvbench_accuracy",
+    lmms_metrics=("mvbench_accuracy",),
+    lmms_scale=1,
     checked="100,000 random answers against VLMEvalKit's copy of `check_ans`: equal but for answers without a letter, "
     "which count as right there",
 )
@@ -132,10 +133,11 @@ NEXTQA = Benchmark(
     load=_load_nextqa,
     rule=_by_mmmu,
     rule_name="option by letter or text, as lmms-eval reads it",
+    read_here="val: 4,996",
     metrics=accuracy_metrics,
     breakdowns=("kind", "type"),
     lmms_tasks=("nextqa_mc_test",),
-    lmms_metric="exact_match",
+    lmms_metrics=("exact_match",),
     checked="all 4,996 published validation rows; 100,000 random answers against lmms-eval's parser: equal but for its "
     "random guesses",
 )
@@ -179,7 +181,7 @@ EGOSCHEMA = Benchmark(
     rule_name="option by letter or text, as lmms-eval reads NExT-QA",
     metrics=accuracy_metrics,
     submission=_egoschema_submission,
-    lmms_tasks=("egoschema", "egoschema_subset"),
-    lmms_metric="score",
+    lmms_tasks=("egoschema_subset",),
+    lmms_metrics=("score",),
     checked="the parser as for NExT-QA; rows made up in the published layout",
 )

@@ -67,11 +67,19 @@ TEMPCOMPASS = Benchmark(
     media="{video}.mp4, the release's videos/",
     load=_load,
     rule=_rule,
+    read_here="all",
     rule_name="rules of its eval scripts with --disable_llm, without captioning",
     metrics=_metrics,
     breakdowns=("task", "aspect"),
-    lmms_tasks=("tempcompass",),
-    lmms_metric="avg_accuracy",
+    lmms_tasks=(
+        "tempcompass_multi_choice",
+        "tempcompass_yes_no",
+        "tempcompass_caption_matching",
+        "tempcompass_captioning",
+    ),
+    lmms_metrics=("avg_accuracy",),
+    lmms_judge="gpt-3.5-turbo-1106",
+    lmms_scale=1,
     checked="verdicts on the 16,584 published answers of Gemini, Video-LLaVA and Reka: equal to the published ones "
     "wherever a rule applied",
 )

@@ -88,7 +88,6 @@ VIDEO_VISTA = Benchmark(
     metrics=_videovista_metrics,
     breakdowns=("kind", "type", "category"),
     lmms_tasks=("linvt_videovista",),
-    lmms_metric="videovista_accuracy",
     lmms_ours=True,
     checked="read from the published evaluation_videovista.py; rows made up in the published layout",
 )
@@ -141,10 +140,12 @@ MLVU = Benchmark(
     load=_load_mlvu,
     rule=by_letter(mlvu_letter),
     rule_name="letter before the first bracket, as in choice_bench.py",
+    read_here="all",
     metrics=_mlvu_metrics,
     breakdowns=("task",),
     lmms_tasks=("mlvu_dev",),
-    lmms_metric="mlvu_percetion_score",
+    lmms_metrics=("mlvu_percetion_score",),
+    lmms_scale=1,
     checked="100,000 random answers against the published `check_ans`: equal; all 2,175 published questions load",
 )
 
@@ -184,7 +185,7 @@ LONG_VIDEO_BENCH = Benchmark(
     max_new_tokens=32,
     submission=lambda answered: {item.item_id: text or "" for item, text in answered},
     lmms_tasks=("longvideobench_val_v",),
-    lmms_metric="lvb_acc",
+    lmms_metrics=("lvb_acc",),
     checked="100,000 random answers against lmms-eval's parser, which the benchmark's authors wrote: equal but for its "
     "random guesses",
 )

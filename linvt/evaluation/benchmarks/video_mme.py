@@ -42,7 +42,8 @@ def _load(folder: Path, options: LoadOptions, *, with_subtitles: bool) -> Iterat
         if with_subtitles:
             assert options.media is not None
             assert options.num_frames is not None
-            subtitles = _subtitles(options.media / "subtitle" / f"{video}.srt", options.num_frames)
+            seconds = duration_s(options.media / "data" / f"{video}.mp4")
+            subtitles = _subtitles(options.media / "subtitle" / f"{video}.srt", options.num_frames, seconds)
             if subtitles:
                 shown = f"This video's subtitles are listed below:\n{subtitles}\n{shown}"
         yield Item(
@@ -56,17 +57,28 @@ def _load(folder: Path, options: LoadOptions, *, with_subtitles: bool) -> Iterat
         )
 
 
-def _subtitles(path: Path, num_frames: int) -> str:
+def duration_s(path: Path) -> float | None:
+    """How long a video is, by its header; None if it does not say, or is no video."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return container.duration / av.time_base if container.duration else None
+    except av.FFmpegError:
+        return None
+
+
+def _subtitles(path: Path, num_frames: int, duration_s: float | None) -> str:
     """The subtitles shown at `num_frames` evenly spread times, once each and in order; "" for a video without any.
 
-    The end of the last one stands for the end of the video.
+    Where the duration is not known, the end of the last subtitle stands for it.
     """
     if not path.is_file():
         return ""
     cues = list(read_srt(path.read_text(encoding="utf-8-sig", errors="replace")))
     if not cues:
         return ""
-    end_s = max(end for _, end, _ in cues)
+    end_s = duration_s or max(end for _, end, _ in cues)
     times_s = [(i + 0.5) / num_frames * end_s for i in range(num_frames)]
     seen = [text for start, end, text in cues if any(start <= time < end for time in times_s)]
     return "\n".join(dict.fromkeys(seen))
@@ -112,7 +124,8 @@ def _entry(name: str, title: str, *, with_subtitles: bool, lmms_tasks: tuple[str
         metrics=_metrics,
         breakdowns=("duration", "domain", "task_type"),
         lmms_tasks=lmms_tasks,
-        lmms_metric="videomme_perception_score",
+        lmms_metrics=("videomme_perception_score",),
+        lmms_scale=1,
         checked="100,000 random answers against the published eval_your_results.py: equal",
     )
 

@@ -82,11 +82,12 @@ POPE = Benchmark(
     load=_load_pope,
     rule=lambda item, prediction: verdict(pope_answer(prediction) == item.answers[0]),
     rule_name="POPE's evaluate.py; F1 over all three parts",
+    read_here="all",
     metrics=_pope_metrics,
     breakdowns=("part",),
     max_new_tokens=128,
     lmms_tasks=("pope",),
-    lmms_metric="pope_f1_score",
+    lmms_metrics=("pope_f1_score",),
     checked="the published evaluate.py on random answers to its published questions: equal",
 )
 
@@ -145,13 +146,16 @@ HALLUSION = Benchmark(
     load=_load_hallusion,
     rule=_hallusion_rule,
     rule_name="yes or no among the words, as in VLMEvalKit",
+    read_here="all",
     metrics=_hallusion_metrics,
     judge=HALLUSION_BENCH,
     judged_metrics=_hallusion_metrics,
     breakdowns=("category", "subcategory"),
     max_new_tokens=128,
     lmms_tasks=("hallusion_bench_image",),
-    lmms_metric="aAcc",
+    lmms_metrics=("aAcc",),
+    lmms_judge="gpt-4",
+    lmms_scale=1,
     checked="all 1,129 published questions with random verdicts against its utils.py: aAcc, fAcc and qAcc equal",
 )
 
@@ -233,6 +237,7 @@ MME = Benchmark(
     metrics=_mme_metrics,
     unit="points",
     lmms_tasks=("mme",),
-    lmms_metric="mme_perception_score",
-    checked="acc + acc+ against lmms-eval's mme_aggregate_results: equal",
+    lmms_metrics=("mme_perception_score", "mme_cognition_score"),
+    lmms_scale=1,
+    checked="acc + acc+ against lmms-eval's mme_aggregate_results: equal; its parser also takes y and n",
 )

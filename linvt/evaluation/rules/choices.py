@@ -106,5 +106,5 @@ def ai2d_letter(text: str) -> str | None:
     than such answers and has no rule of its own.
     """
     found = re.match(r"\s*([A-Z])\.", text)
-    whole = found[1] if found else "".join(c for c in text if c not in string.punctuation).strip().upper()
+    whole = found[1] if found else "".join(c for c in text if c not in string.punctuation).upper()
     return whole if len(whole) == 1 and whole in string.ascii_uppercase else None

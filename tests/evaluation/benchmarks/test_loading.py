@@ -10,6 +10,7 @@ from linvt.evaluation.benchmarks import BENCHMARKS
 from linvt.evaluation.benchmarks.video_mme import read_srt
 from linvt.evaluation.entry import Item, LoadOptions, Scored
 from tests.evaluation.benchmarks.published import WRITERS, write_published
+from tests.media import write_video
 
 REAL = Path(os.environ.get("LINVT_SHARED", "")) / "annotations"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason="needs $LINVT_SHARED/annotations")
@@ -148,6 +149,10 @@ def test_subtitles_of_the_frames_that_are_seen(tmp_path):
     # Four frames of 8 s, at 1, 3, 5 and 7: nothing is said at 1, "two" twice, "three" at 7.
     begins = "This video's subtitles are listed below:\ntwo\nthree\nSelect the best answer"
     assert [item.prompt.startswith(begins) for item in items] == [True, True, False], "the third has no subtitles"
+    # Where the video is there, its own length counts: four frames of 2 s, at ¼, ¾, 1¼ and 1¾.
+    write_video(tmp_path / "media/data/fFjv93ACGo8.mp4", shot_lengths=(12, 12), fps=12)
+    begins = "This video's subtitles are listed below:\none\ntoo short\nSelect"
+    assert [item.prompt.startswith(begins) for item in load("video-mme-subtitles", tmp_path)] == [True, True, False]
     with pytest.raises(ValueError, match="--num-frames"):
         list(BENCHMARKS["video-mme-subtitles"].load(tmp_path / "data", LoadOptions(media=tmp_path / "media")))
 

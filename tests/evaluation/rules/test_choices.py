@@ -70,7 +70,8 @@ def test_first_character(text, videovista, seed):
 
 
 @pytest.mark.parametrize(
-    ("text", "letter"), [("C. moon", "C"), ("c", "C"), ("(D)", "D"), ("moon", None), ("C moon", None), ("", None)]
+    ("text", "letter"),
+    [("C. moon", "C"), ("c", "C"), ("(D)", "D"), ("moon", None), ("C moon", None), (" c", None), ("", None)],
 )
 def test_ai2d(text, letter):
     assert ai2d_letter(text) == letter
