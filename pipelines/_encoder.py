@@ -29,6 +29,8 @@ class Encoder:
             device="cuda" if on_gpu else "cpu",
             options=asked.feature.vision_options,
         )
+        if asked.compile_encoder:
+            self._backbone.compile_vision()
         self._asked, self._storage = asked, open_storage(uri)
         self._metrics = StageMetrics("encode")
 

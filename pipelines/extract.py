@@ -12,10 +12,12 @@ import math
 import os
 import re
 import sys
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -105,7 +107,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         )
         if len(shards.pending):
             _start_ray(session)
-            with _workers_errors_in_short():
+            with _workers_errors_in_short(), _no_worker_outlives_an_error():
                 _run_stages(config, asked, shards, check_lock)
         check_lock()
         if asked.outdated_feature_ids:
@@ -192,6 +194,7 @@ def _resolve(config: ExtractConfig, existing: tuple[Extraction, Plan] | None, ra
         samples_per_shard=config.samples_per_shard,
         encode_batch_size=config.encode_batch_size,
         encode_dtype=encode_dtype,
+        compile_encoder=config.compile_encoder,
         detector_dtype=detector_dtype,
         threads_per_worker=config.threads_per_worker,
     )
@@ -289,8 +292,6 @@ def _place_workers(config: ExtractConfig, resources: Mapping[str, float], *, num
 
 def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards, check_lock: Callable[[], None]) -> None:
     """Decodes, encodes and assembles everything that is pending."""
-    # A run that failed in this process may still hold its workers, and with them the CPUs that this one waits for.
-    gc.collect()
     # One block a task: a task is one call of a decoder, and its outcome one call of an encoder.
     total = shards.pending.num_rows
     size = max(config.videos_per_task, math.ceil(total / _MAX_TASKS))
@@ -332,8 +333,9 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards, check
     assemblies: list[ray.ObjectRef] = []
     tally = Tally(num_decoders=placement.num_decoders, num_encoders=placement.num_encoders)
     started = time.monotonic()
-    with Progress(total, unit="video") as progress:
-        batches: Iterable[Any] = decided.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    # Closed, so that an error in here ends the run's workers at once.
+    iterator: Any = iter(decided.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with Progress(total, unit="video") as progress, closing(iterator) as batches:
         for batch in batches:
             check_lock()
             columns = batch.to_pydict()
@@ -353,6 +355,28 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards, check
     resources = ray.cluster_resources()
     facts = tally.summary(time.monotonic() - started, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
     logger.info("this run: %s", json.dumps(facts))
+
+
+@contextmanager
+def _no_worker_outlives_an_error() -> Iterator[None]:
+    """Ends the workers of a run that fails, or a next one in this process would wait for their CPUs.
+
+    Where a worker raised the error, Ray ends the others when nothing refers to them any more; a traceback's local
+    variables do, for as long as somebody keeps the error.
+    """
+    try:
+        yield
+    except BaseException as error:
+        for thread in threading.enumerate():
+            if thread.name.startswith("StreamingExecutor"):  # Ray Data's, which ends with its run.
+                thread.join(timeout=30)
+        chain: list[BaseException | None] = [error]
+        for each in chain:
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)
+                chain += [other for other in (each.__cause__, each.__context__) if other not in chain]
+        gc.collect()
+        raise
 
 
 @contextmanager

@@ -92,6 +92,24 @@ class FrozenBackbone(nn.Module, ABC):
             self.pool_video_frames(tokens_TNC, grid) if kind == "video" else FrameTokens(tokens=tokens_TNC, grid=grid)
         )
 
+    def compile_vision(self, **options: Any) -> None:
+        """Compiles the blocks of the vision tower, with `options` of `torch.compile`.
+
+        Blocks of one shape share one compilation, and what is around them (grids of unlike pictures, mostly) stays as
+        it is. Results differ from the uncompiled ones in the last bits.
+        """
+        self._need("vision")
+        decoder = self._base.get_decoder() if "llm" in self.parts else None
+        kept_apart = set(decoder.modules()) if decoder is not None else set()
+        blocks = [
+            block
+            for stack in self.modules()
+            if isinstance(stack, nn.ModuleList) and stack not in kept_apart
+            for block in stack
+        ]
+        for block in blocks:
+            block.compile(**options)
+
     def fit_video_frames(self, frames: np.ndarray) -> np.ndarray:
         """Frames as a video's are shown to the model; a model whose grid follows a picture's shape gives them one."""
         return frames

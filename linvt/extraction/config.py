@@ -60,6 +60,9 @@ class ExtractConfig:
     """Frames per forward pass of the vision tower. Batches are made inside a video and padded to this size."""
     encode_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the vision tower; auto: bfloat16 on a GPU, else float32."""
+    compile_encoder: bool = False
+    """Compile the blocks of the vision tower (torch.compile): encoders start later, and encode faster where the model
+    and the device profit. Tokens differ in their last bits, so a cache stays with one of the two."""
     threads_per_worker: int = 1
     """CPU threads of each worker. Part of what makes the bytes of a shard reproducible, so it is not adapted to the
     machine."""

@@ -60,6 +60,7 @@ class Extraction:
     threads_per_worker: int
     detector_dtype: DetectorDtype = "float32"
     """The default is what there was before there was a choice."""
+    compile_encoder: bool = False
     outdated_feature_ids: tuple[str, ...] = ()
     """Of other shot thresholds, from which shards are still to be brought over; none when an extraction is finished."""
 

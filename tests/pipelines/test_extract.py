@@ -278,14 +278,27 @@ def test_overwriting_starts_anew_with_other_settings(extracted, tmp_path):
         assert ((exact - rounded).abs() <= exact.abs().amax(-1, keepdim=True) / 127).all()
 
 
+def test_a_compiled_encoder_gives_the_same_tokens_but_for_rounding(extracted, tmp_path):
+    config = replace(extracted[0], out=str(tmp_path / "out"), compile_encoder=True, cache_dtype="bf16")
+    extract(config)
+    plain, compiled = read_cache(extracted[0].out), read_cache(config.out)
+    assert compiled.keys == plain.keys
+    for key in plain.keys:
+        torch.testing.assert_close(compiled.get(key).tokens, plain.get(key).tokens, rtol=2**-7, atol=1e-4)
+    with pytest.raises(ValueError, match=r"compile_encoder \(there: True, asked: False\)"):
+        extract(replace(config, compile_encoder=False, on_existing="resume"))
+
+
 def test_limit_max_errors_strict_and_retrying_the_quarantined(base_config, corpus, ray_cluster, tmp_path):
     config = replace(base_config, videos=str(tmp_path / "corpus"), out=str(tmp_path / "out"), on_existing="resume")
     shutil.copytree(corpus, config.videos)
     assert extract(replace(config, limit=2))["inputs"] == 2
-    with pytest.raises(RuntimeError, match=r"2 inputs were quarantined in this run, more than --max-errors 1"):
+    # Kept, with all that its traceback refers to: the next runs must get the workers' CPUs all the same.
+    with pytest.raises(RuntimeError, match=r"2 inputs were quarantined in this run, more than --max-errors 1") as kept:
         extract(replace(config, videos_per_task=1, max_errors=1, retry_quarantined=True))
     with pytest.raises(RuntimeError, match=r"2 of 9 inputs are quarantined, and --strict allows none"):
         extract(replace(config, strict=True))
+    assert kept.traceback
     # The good ones are committed all the same.
     cache = read_cache(config.out)
     assert len(cache) == 7
