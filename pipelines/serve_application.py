@@ -22,4 +22,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     fields = sorted(field.name for field in dataclasses.fields(ServeConfig))
     if unknown := sorted(set(args) - set(fields)):
         raise ValueError(f"args of the endpoint: unknown fields {unknown}; ServeConfig has {fields}")
-    return application(TypeAdapter(ServeConfig).validate_python({"host": "0.0.0.0", **args}))
+    # In YAML, `num_replicas: 2` is a number; MIN:MAX is text.
+    num_replicas = str(args.get("num_replicas", ServeConfig.num_replicas))
+    asked = {"host": "0.0.0.0", **args, "num_replicas": num_replicas}
+    return application(TypeAdapter(ServeConfig).validate_python(asked))

@@ -65,7 +65,7 @@ class _Scripted:
 class _MeanColour:
     """One token a frame."""
 
-    def encode_frames(self, frames: np.ndarray, *, batch_size: int) -> Any:
+    def encode_frames(self, frames: np.ndarray, *, batch_size: int, kind: str) -> Any:
         tokens = torch.from_numpy(frames.astype(np.float32)).mean(dim=(1, 2))[:, None]
         return SimpleNamespace(tokens=tokens, grid=(1, 1))
 

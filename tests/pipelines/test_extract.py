@@ -230,7 +230,7 @@ def test_a_grown_and_damaged_cache_is_completed_and_nothing_committed_moves(extr
     kept = [name for name in old if not name.startswith("000001")]
     assert {name: new[name] for name in kept} == {name: old[name] for name in kept}
     before, now = read_cache(extracted[0].out), read_cache(config.out)
-    assert [now.keys[: len(before)], len(now)] == [before.keys, 9]
+    assert [list(now.keys[: len(before)]), len(now)] == [list(before.keys), 9]
     assert all(torch.equal(before.get(key).tokens, now.get(key).tokens) for key in before.keys)
     record = json.loads(new["000003.json"])
     assert (record["generation"], record["tombstones"]) == (1, [])

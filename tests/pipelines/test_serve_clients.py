@@ -166,7 +166,7 @@ def test_a_client_that_leaves_ends_its_generation(url, client, media):
 
 
 def test_fifty_clients_get_each_their_own_answer(url, client, media):
-    """Mixed questions, videos, lengths and samplings; a second replica comes, and answers as the first one does."""
+    """Mixed questions, videos, lengths and samplings; a second replica comes, and answers as the first."""
     kinds = [
         (f"{number} {color} ?", None if number == 3 else (media / f"{number}.mp4").as_uri(), options)
         for number in range(4)
@@ -186,20 +186,29 @@ def test_fifty_clients_get_each_their_own_answer(url, client, media):
     assert len(set(expected)) == len(kinds)
     start = threading.Barrier(50)
 
-    def client_number(i: int) -> list[bool]:
-        start.wait()
-        turns = [(i + turn) % len(kinds) for turn in range(4)]
-        return [answer(kinds[turn]) == expected[turn] for turn in turns]
-
-    with ThreadPoolExecutor(50) as clients:
-        right = [one for answers in clients.map(client_number, range(50)) for one in answers]
-    assert len(right) == 200
-    assert all(right)
-
     def replicas() -> int:
         return serve.status().applications["linvt"].deployments["ModelReplica"].replica_states.get("RUNNING", 0)
 
-    until(lambda: replicas() == 2)
+    grown = threading.Event()
+
+    def client_number(i: int) -> list[bool]:
+        """Four turns, and more until the load has brought the second replica."""
+        start.wait()
+        right: list[bool] = []
+        while len(right) < 4 or not grown.is_set():
+            turn = (i + len(right)) % len(kinds)
+            right.append(answer(kinds[turn]) == expected[turn])
+        return right
+
+    with ThreadPoolExecutor(50) as clients:
+        asking = [clients.submit(client_number, i) for i in range(50)]
+        try:
+            until(lambda: replicas() == 2)
+        finally:
+            grown.set()
+        answers = [future.result() for future in asking]
+    assert all(all(right) for right in answers)
+
     fresh: list[Any] = []
 
     def asked_the_new_one() -> bool:
