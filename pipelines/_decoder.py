@@ -15,11 +15,16 @@ from linvt.extraction.strikes import MAX_STRIKES, absolve, struck_out
 from linvt.extraction.thumbnails import has_thumbnails
 from linvt.shards.storage import open_storage
 from linvt.shots import load_detector
+from linvt.storage_error import StorageError
 from pipelines._metrics import StageMetrics
 
 
 class Decoder:
-    """Planned inputs in; `VideoRow`s with frames (null where quarantined) out."""
+    """Planned inputs in; `VideoRow`s with frames (null where quarantined) out.
+
+    Storage that fails is told in the column "failure", not raised: Ray Data ends a run at once that its driver fails,
+    but not one that a worker does, whose CPUs a next run in the driver's process would wait for.
+    """
 
     def __init__(
         self,
@@ -43,13 +48,15 @@ class Decoder:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for planned in planned_from_table(table):
-            row, frames = self._decode(planned)
-            absolve(self._storage, planned.slot, "decode")
+            try:
+                row, frames = self._decode(planned)
+                absolve(self._storage, planned.slot, "decode")
+            except StorageError as error:
+                yield _with_frames(VideoRow.of(planned), None, failure=str(error))
+                return
             seconds = sum(value or 0.0 for value in (row.fetch_s, row.decode_s, row.shots_detection_s))
             self._metrics.count(row, seconds=seconds, frames=row.num_frames or 0)
-            pixels = pa.array([None if frames is None else frames.data], pa.large_binary())
-            shape = pa.array([None if frames is None else frames.shape], pa.list_(pa.int32()))
-            yield rows_to_table([row]).append_column("frames", pixels).append_column("frames_shape", shape)
+            yield _with_frames(row, frames)
 
     def _decode(self, planned: PlannedInput) -> tuple[VideoRow, np.ndarray | None]:
         """Tries until there is an outcome or the input has killed its decoder, or this process, too often."""
@@ -66,3 +73,10 @@ class Decoder:
             except DecoderDied as death:
                 error_class, message = death.error_class, death.message
         return VideoRow.of(planned).quarantined("decode", error_class, f"{message} ({MAX_STRIKES} attempts)"), None
+
+
+def _with_frames(row: VideoRow, frames: np.ndarray | None, *, failure: str | None = None) -> pa.Table:
+    pixels = pa.array([None if frames is None else frames.data], pa.large_binary())
+    shape = pa.array([None if frames is None else frames.shape], pa.list_(pa.int32()))
+    table = rows_to_table([row]).append_column("frames", pixels).append_column("frames_shape", shape)
+    return table.append_column("failure", pa.array([failure], pa.string()))
