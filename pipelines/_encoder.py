@@ -37,6 +37,7 @@ class Encoder:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = rows_from_table(table)
+        # A decoder's, if it has one: then nothing of this task is encoded, and the driver ends the run.
         failure: str | None = next((told for told in table["failure"].to_pylist() if told is not None), None)
         if failure is None:
             try:

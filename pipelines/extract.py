@@ -339,8 +339,8 @@ def _run_stages(config: ExtractConfig, asked: Extraction, shards: _Shards, check
         for batch in batches:
             check_lock()
             columns = batch.to_pydict()
-            for failure in filter(None, columns.pop("failure")):
-                raise StorageError(failure)
+            if failures := [told for told in columns.pop("failure") if told is not None]:
+                raise StorageError(failures[0])
             for shard in shards.decide(columns["slot"]):
                 assemblies.append(remote_assemble.remote(shards.storage.uri, *shards.assembly_arguments(shard)))
             assemblies = _collect(assemblies, shards, leave=_MAX_ASSEMBLIES)
